@@ -1,0 +1,430 @@
+"""Every timeout, size and bound of the system, with its unit and its why; nothing else in Hubline holds such a number."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- The wire contract ----------------------------------------------------------------------------------------------
+
+MESSAGE_MAX_BYTES: Final = 256 * 1024
+"""A payload's size. Part of the contract: every engine and every reader can rely on it."""
+
+POINTS_MAX: Final = 1000
+"""Points in one message. Part of the contract: bounds the work that one message can cause."""
+
+EVENTS_MAX: Final = 1000
+"""Events in one message, for the same reason."""
+
+VALUES_MAX: Final = 1000
+"""Values in one point: with POINTS_MAX it keeps a message's decoding cost proportional to its size."""
+
+VALUE_NAME_MAX: Final = 128
+"""Characters in the name of a value; it becomes a topic level of `last/`."""
+
+VALUE_TEXT_MAX: Final = 4096
+"""Characters in a value that is a string: the output of a script sensor fits, a log file does not."""
+
+ACK_RANGES_MAX: Final = 1000
+"""Ranges in one acknowledgement; a longer one is sent as several."""
+
+TOPIC_MAX_BYTES: Final = 512
+"""A topic with six labels of 63 characters and a sensor's name fits; nothing of ours is longer."""
+
+# --- MQTT -----------------------------------------------------------------------------------------------------------
+
+KEEP_ALIVE_S: Final = 20
+"""Seconds between life signs: a silent loss is seen by both sides in 30 s, a tenth of the outage that counts."""
+
+KEEP_ALIVE_GRACE: Final = 1.5
+"""MQTT 3.1.1, 3.1.2.10: the server waits one and a half times the keep alive."""
+
+CONNECT_TIMEOUT_S: Final = 10.0
+"""TCP, TLS and CONNACK together; a broker that needs longer is overloaded, and backing off helps it."""
+
+CLOSE_TIMEOUT_S: Final = 2.0
+"""For the last bytes of a clean DISCONNECT; a role has five seconds to stop."""
+
+PACKET_MAX_BYTES: Final = MESSAGE_MAX_BYTES + TOPIC_MAX_BYTES + 16
+"""The largest MQTT packet that the contract can cause; the gate refuses a longer one from its fixed header."""
+
+CONNECT_PACKET_MAX_BYTES: Final = 8 * 1024
+"""A CONNECT carries a client id and a small will; anything larger is not one of ours."""
+
+SUBSCRIBER_QUEUE_MAX: Final = 10_000
+"""Messages waiting for one subscriber of the embedded broker; one that is further behind is disconnected."""
+
+SUBSCRIBER_QUEUE_MAX_BYTES: Final = 32 * 1024 * 1024
+"""The same bound in bytes, for large messages."""
+
+SUBSCRIPTIONS_MAX: Final = 64
+"""Topic filters of one session: no role needs ten, and each costs memory in the index."""
+
+HANDSHAKES_PER_S: Final = 150
+"""New TLS handshakes a second that the embedded broker begins; about half of what one core can do, so that traffic goes on."""
+
+HANDSHAKES_WAITING_MAX: Final = 2000
+"""Connections that wait for their handshake; the listen queue of the system holds the rest."""
+
+INBOX_MAX: Final = 20_000
+"""Received messages that wait for the event loop; beyond it the newest are dropped and come again by retransmission."""
+
+SESSION_IN_FLIGHT_MAX: Final = 2_000
+"""QoS 1 publishes of one session that wait for their PUBACK before further ones are dropped."""
+
+REFUSALS_KEPT: Final = 1_000
+"""Refused actions that the broker remembers by client for its counters; older clients are counted together."""
+
+HANDSHAKE_WAIT_S: Final = 5.0
+"""How long a connection waits for its handshake; then it is closed, before its client gives up and the work is wasted."""
+
+CONNECTIONS_MAX: Final = 10_000
+"""Connections of the embedded broker, each some 50 kB; a larger site or cloud puts another engine in its place."""
+
+SESSIONS_PER_CERTIFICATE_MAX: Final = 16
+"""Sessions that one certificate may have open (`<id>.<suffix>`): a stolen one can't take all connections."""
+
+CLIENT_ID_SUFFIX_MAX: Final = 32
+"""Characters after the dot of a client id."""
+
+WILL_MAX_BYTES: Final = 4096
+"""A last will is a state of some hundred bytes, and is kept in memory for every session."""
+
+LISTEN_BACKLOG: Final = 1024
+"""Connections that the system accepts for us while we are busy: a whole site that comes back at once."""
+
+READ_BUFFER_BYTES: Final = 64 * 1024
+"""Read at a time from one connection, so that a busy one lets the others have their turn; one buffer serves all."""
+
+SUBSCRIBES_PER_S: Final = 1.0
+"""Topic filters that a session may subscribe to after its first SUBSCRIPTIONS_MAX: each searches what is retained."""
+
+WRITE_BUFFER_BYTES: Final = 64 * 1024
+"""Encrypted and given to the system at a time; beyond it, messages wait in the subscriber's queue, shared with others."""
+
+RETAINED_MAX: Final = 100_000
+"""Topics with a retained message: some thousand hubs with all their sensors. Further ones are delivered, not kept."""
+
+RETAINED_MAX_BYTES: Final = 64 * 1024 * 1024
+"""The same bound in bytes of payload."""
+
+TOPICS_REMEMBERED_MAX: Final = 4096
+"""Topics whose rights or subscribers are remembered instead of worked out again; beyond it, it starts afresh."""
+
+REFUSALS_QUIET_S: Final = 120.0
+"""A streak of refusals is over when nothing was refused for this long: twice the longest backoff."""
+
+CONNECTIONS_CHECK_S: Final = 0.5
+"""How often the embedded broker looks for connections that are over their time."""
+
+CERTIFICATES_CHECK_S: Final = 2.0
+"""How often it looks whether its certificate files have changed."""
+
+# --- Reconnecting ---------------------------------------------------------------------------------------------------
+
+BACKOFF_FIRST_S: Final = 1.0
+"""The first wait is uniform in 0 to 1 s: a single restart is ridden through in a moment."""
+
+BACKOFF_MAX_S: Final = 60.0
+"""No client waits longer: an administrator who mends something sees it within a minute."""
+
+BACKOFF_STABLE_S: Final = 60.0
+"""A session must live this long before its backoff is forgotten, so that flapping does not become a storm."""
+
+# --- Choosing a path ------------------------------------------------------------------------------------------------
+
+STATE_WAIT_S: Final = 5.0
+"""How long a hub waits at a site broker for word of a good connector before it tries another broker as well."""
+
+OUTAGE_SAVE_S: Final = 5.0
+"""How often a running outage is saved: a restart in between forgets no more than this."""
+
+CANDIDATES_MAX: Final = 32
+"""Site brokers that a hub remembers; the longest unheard go first."""
+
+# --- The hub --------------------------------------------------------------------------------------------------------
+
+OUTBOX_MAX_BYTES: Final = 1024**3
+"""1 GiB: weeks of default sensors at some hundred bytes a point."""
+
+OUTBOX_MAX_AGE_S: Final = 30 * 86_400
+"""30 days: older readings tell nobody anything."""
+
+OUTBOX_TRIM_SHARE: Final = 0.02
+"""How much is freed when the outbox is full: in one go, so that one gap record tells of many points."""
+
+OUTBOX_MEMORY_POINTS: Final = 10_000
+"""Points that wait in memory while the disk refuses to take them; beyond it the oldest become a gap."""
+
+OUTBOX_RETRY_S: Final = 1.0
+"""How long to wait before a disk that has refused is asked again."""
+
+OUTBOX_LOSSES_MAX: Final = 100
+"""Separate losses in memory while the disk refuses; further ones are counted together."""
+
+OUTBOX_CACHE_BYTES: Final = 1024 * 1024
+"""SQLite's page cache of the outbox: small, since a hub has 40 MB in all."""
+
+OUTBOX_WAL_BYTES: Final = 1024 * 1024
+"""The write-ahead log is moved into the outbox file at this size, and kept no longer than this."""
+
+OUTBOX_SLACK_BYTES: Final = 4 * 1024 * 1024
+"""Free pages that the outbox file keeps for the next backlog; beyond it, and half of the file, they go back to the disk."""
+
+OUTBOX_SHRINK_PAGES: Final = 256
+"""Pages given back in one transaction, so that no acknowledgement waits long for it."""
+
+OUTBOX_AGE_STEP_MAX_S: Final = 86_400.0
+"""How much one step of the wall clock may age what is kept: a clock that jumps a year ahead must not empty the outbox."""
+
+OUTBOX_DAMAGED_KEPT: Final = 3
+"""Damaged outbox files that are set aside; the oldest goes when a further one comes, so that they never fill the disk."""
+
+WINDOW_MESSAGES: Final = 64
+"""Unacknowledged messages of one hub: the flow control of the whole path."""
+
+WINDOW_BYTES: Final = 2 * 1024 * 1024
+"""The same window in bytes."""
+
+SEND_BATCH_MESSAGES: Final = 16
+"""Messages asked of the outbox at once: their sizes are unknown until they are loaded."""
+
+WINDOW_MIN_MESSAGES: Final = 4
+"""What the window shrinks to when acknowledgements time out."""
+
+LIVE_MAX_MESSAGES: Final = 64
+"""Fresh messages that go before the backlog; when more wait, they have become backlog themselves."""
+
+LIVE_PER_BACKLOG: Final = 3
+"""Live messages sent for each one of the backlog while both wait: neither starves."""
+
+RETRANSMIT_MIN_S: Final = 2.0
+"""The floor of the adaptive time-out (RFC 6298, 2.4 says one second; the cloud commits in batches)."""
+
+RETRANSMIT_FIRST_S: Final = 5.0
+"""The time-out before the first round trip was measured."""
+
+RETRANSMIT_MAX_S: Final = 60.0
+"""The ceiling of the adaptive time-out."""
+
+SENSOR_INTERVAL_MIN_S: Final = 0.1
+"""The shortest sampling interval."""
+
+SENSOR_INTERVAL_MAX_S: Final = 86_400.0
+"""The longest sampling interval: a day."""
+
+SENSOR_TIMEOUT_S: Final = 10.0
+"""A sensor that has not answered by then is reported as failed; its thread is not given a second task."""
+
+SENSOR_THREADS: Final = 2
+"""Threads that sample: while one waits for a slow sensor, the other does the rest. One that hangs is replaced."""
+
+SENSOR_MERGE_S: Final = 1.0
+"""How long the values of one moment wait for the slowest sensor to share a point; a later answer gets its own."""
+
+SENSOR_TOGETHER_S: Final = 0.01
+"""Sensors due within this are sampled in one go: one wake-up, one point."""
+
+SENSOR_STATE_MAX: Final = 64 * 1024
+"""Characters of what a sensor keeps across restarts; it is written with each of its samples."""
+
+SENSOR_DISKS_MAX: Final = 16
+"""File systems that the disk sensor watches: a server's own fit, a container host's thousand mounts do not."""
+
+SENSOR_INTERFACES_MAX: Final = 8
+"""Network interfaces with values of their own; all count in the sums."""
+
+SENSOR_TEMPERATURES_MAX: Final = 32
+"""Thermal sensors read; large servers have one per core."""
+
+COUNTER_RATE_MAX_HZ: Final = 20_000.0
+"""The fastest the counter sensor counts: more than one hub can send."""
+
+STATUS_INTERVAL_S: Final = 1.0
+"""How often a role renews its status file while something changes."""
+
+STATUS_STALE_S: Final = 10.0
+"""A status file older than this tells of a process that is gone or hangs."""
+
+STOP_DRAIN_S: Final = 2.0
+"""How long a stopping hub waits for acknowledgements of what it has already sent."""
+
+STOP_TIMEOUT_S: Final = 5.0
+"""A role has stopped by then, or leaves the rest to the next start; service managers rely on it."""
+
+# --- SSDP -----------------------------------------------------------------------------------------------------------
+
+SSDP_MX_S: Final = 1
+"""The MX of our searches: answers are spread over a second, enough for the few connectors of a site (UPnP 1.1, 1.3.2)."""
+
+SSDP_MX_MAX_S: Final = 5
+"""A larger MX in a search is taken as this (UPnP 1.1, 1.3.3)."""
+
+SSDP_SEARCH_GRACE_S: Final = 0.5
+"""Added to MX before a search ends."""
+
+SSDP_ANSWERS_MAX: Final = 32
+"""Answers kept of one search; a flood ends here."""
+
+SSDP_DATAGRAM_MAX_BYTES: Final = 2048
+"""A longer datagram is not SSDP of ours."""
+
+SSDP_MAX_AGE_S: Final = 1800
+"""How long an announcement holds (UPnP 1.1, 1.2.2 asks for at least this)."""
+
+SSDP_PER_SOURCE_PER_S: Final = 10
+"""Searches answered per source and second; more is a flood or a loop."""
+
+SSDP_SOURCES_MAX: Final = 1024
+"""Sources whose rate is remembered."""
+
+SSDP_ANSWERS_PENDING_MAX: Final = 256
+"""Answers waiting for their random delay; beyond it searches are ignored, and the searcher asks again."""
+
+SSDP_INTERFACES_POLL_S: Final = 5.0
+"""How often the connector looks whether its addresses have changed."""
+
+SSDP_TTL: Final = 2
+"""Multicast hops (UPnP 1.1, 1.1.2)."""
+
+SSDP_SEARCH_REPEAT_S: Final = 0.3
+"""After this a search is sent a second time, in case the first was lost; below the grace, so that its late answers count."""
+
+SSDP_ANSWERS_PER_SOURCE: Final = 4
+"""Endpoints taken from one address in one search: one host cannot fill the list."""
+
+SSDP_INTERFACES_MAX: Final = 64
+"""Addresses on which SSDP is spoken, a socket or two each; a container host may have hundreds of virtual links."""
+
+SSDP_ANNOUNCE_REPEATS: Final = 3
+"""How often `ssdp:alive` is sent at the start, and `ssdp:byebye` at the end: datagrams get lost (UPnP 1.1, 1.2.2)."""
+
+SSDP_ANNOUNCE_FIRST_S: Final = 0.1
+"""The first announcement comes within this time at random, so that a whole site that starts is spread (UPnP 1.1, 1.2.2)."""
+
+SSDP_ANNOUNCE_SPACING_S: Final = 1.0
+"""The longest wait between the first announcements."""
+
+# --- The connector --------------------------------------------------------------------------------------------------
+
+BRIDGE_IN_FLIGHT_MAX: Final = 2_000
+"""Messages forwarded upstream without PUBACK; further ones are dropped, and their hubs send them again."""
+
+BRIDGE_DOWN_IN_FLIGHT_MAX: Final = 2_000
+"""The same for what goes down to the site."""
+
+# --- The cloud ------------------------------------------------------------------------------------------------------
+
+INGEST_BATCH_MESSAGES: Final = 500
+"""Messages in one transaction: past this size a larger one brings little and delays acknowledgements."""
+
+INGEST_BATCH_BYTES: Final = 8 * 1024 * 1024
+"""The same bound in bytes."""
+
+INGEST_WAITING_MAX: Final = 20_000
+"""Messages that wait for the database; beyond it the newest are dropped and come again."""
+
+INGEST_WAITING_MAX_BYTES: Final = 64 * 1024 * 1024
+"""The same bound in bytes."""
+
+STORE_BUSY_TIMEOUT_S: Final = 5.0
+"""How long a transaction waits for a lock that another process holds."""
+
+STORE_RETRY_MAX_S: Final = 10.0
+"""The longest wait between attempts while the database refuses to commit."""
+
+QUARANTINE_MAX: Final = 10_000
+"""Refused messages kept aside for the operator; the oldest go first, and the counters stay."""
+
+QUARANTINE_PAYLOAD_MAX_BYTES: Final = 4096
+"""How much of a refused payload is kept."""
+
+QUARANTINE_WAITING_MAX: Final = 100
+"""Unreadable messages that wait for the database; further ones are only counted, or a flood would push honest ones out."""
+
+RETENTION_BATCH: Final = 5_000
+"""Rows deleted in one transaction of the retention, so that ingest never waits long."""
+
+RETENTION_INTERVAL_S: Final = 600.0
+"""How often the retention looks."""
+
+CLOCK_SKEW_MAX_S: Final = 300.0
+"""Beyond this difference a sender's clock is called wrong."""
+
+INGEST_INTERVAL_S: Final = 0.02
+"""Between the starts of two transactions, unless a full batch waits: many messages share one sync, and no hub notices."""
+
+LAST_INTERVAL_S: Final = 1.0
+"""`last/` is renewed at most this often: who wants every value reads `up/readings`."""
+
+LAST_BURST: Final = 50
+"""Values of `last/` published in one go, every INGEST_INTERVAL_S: a large fleet must not hold up the acknowledgements."""
+
+LAST_WAITING_MAX: Final = 200_000
+"""Newest values that wait to be published; beyond it a further sensor's value waits for its next change."""
+
+TOPICS_REMEMBERED: Final = 50_000
+"""Topics whose meaning is remembered: some of each hub, as long as the fleet is not enormous."""
+
+VALUE_NAMES_REMEMBERED: Final = 10_000
+"""Names of values that were found to be allowed; a fleet has some hundreds."""
+
+SENSORS_PER_HUB_MAX: Final = 5_000
+"""Sensors of one hub that get newest values and rollups; the messages with further ones are stored all the same."""
+
+ROLLUP_VALUE_MAX: Final = 1e300
+"""What a value adds to a sum at most: so no sum of a bucket can become infinite, which no later value could mend."""
+
+STORE_BUSY_SLICE_S: Final = 0.1
+"""The wait for a lock is cut into these slices, so that a stopping service does not have to sit it out."""
+
+STORE_CLOSE_TIMEOUT_S: Final = 1.0
+"""For the last transaction of a stopping service; what it does not finish was not acknowledged."""
+
+STORE_CACHE_BYTES: Final = 64 * 1024 * 1024
+"""SQLite's page cache of the cloud: the rows of every sensor's current buckets fit."""
+
+STORE_CHECKPOINT_PAGES: Final = 4_000
+"""Pages in the write-ahead log (16 MB) before they move to the database: a page written often moves once."""
+
+READ_PAGE_MESSAGES: Final = 500
+"""Messages read in one go by queries: each in a short transaction, so that a slow reader never keeps the log from being reused."""
+
+# --- Setting up -----------------------------------------------------------------------------------------------------
+
+SETTINGS_FILE_MAX_BYTES: Final = 1024 * 1024
+"""A settings or certificate file; a longer one is something else, named by mistake."""
+
+SHOWN_VALUE_MAX: Final = 80
+"""Characters of a wrong value in an error, so that the error stays one readable line."""
+
+RSA_MIN_BITS: Final = 2048
+"""Smaller RSA keys are refused everywhere (the contract, "Identities and TLS")."""
+
+CERTIFICATE_BACKDATE_S: Final = 86_400
+"""Certificates hold from a day before their issue: a machine whose clock runs behind still trusts them."""
+
+CA_VALID_DAYS: Final = 20 * 365
+"""An authority outlives the machines that it vouches for; a second one can overlap it before it ends."""
+
+LEAF_VALID_DAYS: Final = 5 * 365
+"""A leaf lasts as long as its machine usually does: revocation, not expiry, takes a machine out of its fleet."""
+
+LEAF_EXPIRES_SOON_DAYS: Final = 30
+"""From here on `config check` and `provision list` warn: time enough to renew at every site."""
+
+PASSPHRASE_MAX_BYTES: Final = 1023
+"""OpenSSL takes no longer passphrase for a key."""
+
+FLEET_LOCK_TIMEOUT_S: Final = 10.0
+"""How long one provisioning waits for another in the same directory; each takes well below a second."""
+
+FLEET_LOCK_POLL_S: Final = 0.05
+"""How often it looks whether the other has ended."""
+
+CLOUD_ENDPOINTS_MAX: Final = 16
+"""Addresses of a cloud broker: each is a name in its certificate and an attempt of a client."""
+
+# --- Logging --------------------------------------------------------------------------------------------------------
+
+LOG_TEXT_MAX: Final = 4096
+"""Characters of one text in a log line; a peer's bytes can't fill the disk."""

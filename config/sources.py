@@ -1,0 +1,382 @@
+"""Merges a settings file and the environment into typed settings, and knows of every value where it comes from.
+
+Whatever a person can get wrong becomes a SettingsError of one line: file or variable, key, value, and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Generic, Literal, TypeAlias, TypeVar, get_args, get_origin
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import FieldInfo
+
+from config import limits, plugins
+from config.errors import SettingsError
+
+if TYPE_CHECKING:
+    from config.principal import Role
+
+PREFIX: Final = "HUBLINE_"
+SENSORS: Final = "sensors"
+"""The section whose own sections are defined by plug-ins."""
+
+KeyPath: TypeAlias = tuple[str, ...]
+Shapes: TypeAlias = "Mapping[Role, type[Struct]]"
+S = TypeVar("S", bound=Struct)
+
+_SQLITE_FILE: Final = re.compile(r"(sqlite(?:\+[a-z0-9]+)?:///)([^?]+)(.*)", re.DOTALL)
+_PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^@]*(?=@)")
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """One setting as it counts. `origin` is "default", the file's path, a variable's name, or what is wrong."""
+
+    key: str
+    value: object
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Generic[S]):
+    """Settings and where they come from: `written` is what the file holds, `variables` what the environment overrides."""
+
+    settings: S
+    file: Path
+    written: Mapping[str, object]
+    variables: Mapping[KeyPath, str]
+
+    def effective(self) -> list[Effective]:
+        """Return every setting, sections in the order of their definition; passwords in URLs are hidden."""
+        found = []
+        for section in msgspec.structs.fields(type(self.settings)):
+            value = getattr(self.settings, section.name)
+            if isinstance(value, Struct):
+                found += [self._one((section.name, key), entry) for key, entry in msgspec.structs.asdict(value).items()]
+            else:
+                found += self._of_sensors(section.name, value)
+        return found
+
+    def _of_sensors(self, section: str, table: Mapping[str, Mapping[str, object]]) -> Iterator[Effective]:
+        """Yield the settings of every installed sensor, whether or not the file has a section for it."""
+        for name in plugins.sensor_names():
+            try:
+                shape = plugins.sensor_shape(name)
+            except SettingsError as exc:
+                yield Effective(f"{section}.{name}", None, exc.problem)  # Broken, but nobody has asked for it.
+                continue
+            for key, value in _with_defaults(shape, table.get(name, {})):
+                yield self._one((section, name, key), value)
+
+    def _one(self, path: KeyPath, value: object) -> Effective:
+        return Effective(".".join(path), _shown(value), self._origin(path))
+
+    def _origin(self, path: KeyPath) -> str:
+        if path in self.variables:
+            return self.variables[path]
+        return "default" if _at(self.written, path) is None else str(self.file)
+
+
+def read(file: Path, shape: type[S], shapes: Shapes, environ: Mapping[str, str] | None = None) -> Read[S]:
+    """Read `file` as `shape`; `shapes` holds the settings of all roles by name, for what belongs to another role."""
+    table = parse(file)
+    overrides = dict(_overrides(os.environ if environ is None else environ, shape, shapes))
+    written = {name: dict(section) if isinstance(section, dict) else section for name, section in table.items()}
+    for path, (variable, value) in overrides.items():
+        _put(table, path, value, variable)
+    variables = {path: variable for path, (variable, _) in overrides.items()}
+    complaints = _Complaints(file, table, variables, shapes)
+    complaints.not_finite()
+    sensors = table.get(SENSORS)
+    if isinstance(sensors, dict) and SENSORS in shape.__struct_fields__:
+        for name, section in sensors.items():
+            complaints.convert(section, plugins.sensor_shape(name, complaints.place((SENSORS, name))), (SENSORS, name))
+    settings = _anchored(complaints.convert(table, shape, ()), file.absolute().parent)
+    return Read(settings, file, written, variables)
+
+
+def parse(file: Path) -> dict[str, object]:
+    """Return the tables of a TOML file. Raises SettingsError if it can't be read or is not TOML, with the line."""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(limits.SETTINGS_FILE_MAX_BYTES + 1)
+    except FileNotFoundError as exc:
+        raise SettingsError("there is no such file: name the settings file with -c FILE", file=file) from exc
+    except OSError as exc:
+        raise SettingsError(f"can't be read: {exc.strerror}", file=file) from exc
+    if len(content) > limits.SETTINGS_FILE_MAX_BYTES:
+        raise SettingsError(
+            f"is longer than {limits.SETTINGS_FILE_MAX_BYTES} bytes: this is no settings file", file=file
+        )
+    try:
+        text = content.decode("utf-8-sig")  # Windows editors put a byte order mark before it.
+    except UnicodeDecodeError as exc:
+        line = content.count(b"\n", 0, exc.start) + 1
+        raise SettingsError(f"is not UTF-8 (at line {line}): save it as UTF-8", file=file) from exc
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+        raise SettingsError(f"is not TOML: {_toml_complaint(str(exc), text)}", file=file) from exc
+
+
+def _toml_complaint(message: str, text: str) -> str:
+    lines = text.splitlines() or [""]
+    message = message.replace("at end of document", f"at line {len(lines)}, the end")
+    found = re.search(r"at line (\d+)", message)
+    line = lines[min(int(found[1]), len(lines)) - 1] if found else ""
+    hint = "; write paths with / or in single quotes, as 'C:\\hubline'" if "\\" in line else ""
+    return " ".join(message.split()) + hint
+
+
+# --- The environment -------------------------------------------------------------------------------------------------
+
+
+def _overrides(
+    environ: Mapping[str, str], shape: type[Struct], shapes: Shapes
+) -> Iterator[tuple[KeyPath, tuple[str, object]]]:
+    """Yield (key path, (variable, value)) of the variables for this shape; one environment may serve all roles."""
+    mine, known = set(_keys(shape)), {path for other in shapes.values() for path in _keys(other)}
+    for variable in sorted(environ):
+        if not variable.startswith(PREFIX) or "__" not in variable[len(PREFIX) :]:
+            continue
+        path = tuple(level.lower() for level in variable[len(PREFIX) :].split("__"))
+        if path[0] == SENSORS and len(path) == 3 and all(path):
+            if SENSORS in shape.__struct_fields__:
+                yield (SENSORS, path[1].replace("_", "-"), path[2]), (variable, _value(environ[variable]))
+        elif path in mine:
+            yield path, (variable, _value(environ[variable]))
+        elif path not in known:
+            names = {_variable(other) for other in known}
+            raise SettingsError(
+                f"names no setting{_meant(variable, names)}; `hubline config show -c FILE` lists all", file=variable
+            )
+
+
+def _keys(shape: type[Struct]) -> Iterator[KeyPath]:
+    for section in msgspec.structs.fields(shape):
+        if isinstance(section.type, type) and issubclass(section.type, Struct):
+            yield from ((section.name, key) for key in section.type.__struct_fields__)
+
+
+def _variable(path: KeyPath) -> str:
+    return PREFIX + "__".join(path).upper()
+
+
+def _value(text: str) -> object:
+    """Return a variable's value: TOML if it is TOML, else the text itself."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+    return table["value"] if len(table) == 1 else text  # A line break could smuggle in a second key.
+
+
+def _put(table: dict[str, object], path: KeyPath, value: object, variable: str) -> None:
+    section = table
+    for position, level in enumerate(path[:-1], start=1):
+        inner = section.setdefault(level, {})
+        if not isinstance(inner, dict):
+            raise SettingsError(f"can't be set: the file's {'.'.join(path[:position])} is no section", file=variable)
+        section = inner
+    section[path[-1]] = value
+
+
+# --- Complaints ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Complaints:
+    """Says what is wrong with a value in an operator's words, and whether the file or a variable is to blame."""
+
+    file: Path
+    table: Mapping[str, object]
+    variables: Mapping[KeyPath, str]
+    shapes: Shapes
+
+    def convert(self, value: object, shape: type[S], prefix: KeyPath) -> S:
+        """Return `value`, found at the key path `prefix`, as `shape`. Raises SettingsError."""
+        try:
+            return msgspec.convert(value, shape, dec_hook=_path)
+        except msgspec.ValidationError as exc:
+            raise self._translated(str(exc), shape, prefix) from exc
+
+    def not_finite(self) -> None:
+        """Raise SettingsError for `inf` and `nan`: TOML has them, no setting means them."""
+        for path, value in _leaves(self.table, ()):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise self.error(path, "must be a finite number", value)
+
+    def place(self, path: KeyPath) -> str:
+        """Return the variable or the file that a key comes from."""
+        for known, variable in self.variables.items():
+            if path[: len(known)] == known or (known[: len(path)] == path and self._only_from_variables(path)):
+                return variable
+        return str(self.file)
+
+    def error(self, path: KeyPath, problem: str, value: object = None) -> SettingsError:
+        """Return the error for one key."""
+        shown = _shown(value)
+        if len(repr(shown)) > limits.SHOWN_VALUE_MAX:
+            shown = repr(shown)[: limits.SHOWN_VALUE_MAX] + " …"
+        return SettingsError(problem, file=self.place(path), key=_dotted(path), value=shown)
+
+    def _only_from_variables(self, path: KeyPath) -> bool:
+        inner = _at(self.table, path)
+        return isinstance(inner, dict) and all((*path, key) in self.variables for key in inner)
+
+    def _translated(self, message: str, shape: type[Struct], prefix: KeyPath) -> SettingsError:
+        what, _, where = message.rpartition(" - at ")
+        if not what:
+            what, where = message, ""
+        inner = tuple(re.findall(r"[A-Za-z0-9_-]+", where.partition("$")[2].replace("[...]", "")))
+        if found := re.match(r"Object contains unknown field `(.*)`", what, re.DOTALL):
+            path = (*prefix, *inner, found[1])
+            return self.error(path, f"is not a key here{self._other_home(path, shape, inner)}", _at(self.table, path))
+        if found := re.match(r"Object missing required field `(.*)`", what):
+            return self.error(
+                (*prefix, *inner, found[1]), f"is missing: {_wanted(_type_at(shape, (*inner, found[1])))}"
+            )
+        wanted = _wanted(_type_at(shape, inner))
+        value = _at(self.table, (*prefix, *inner))
+        if wanted.startswith(("text", "a name", "a path")) and isinstance(value, int | float):
+            wanted += ", so put it in quotes"
+        return self.error((*prefix, *inner), f"must be {wanted}", value)
+
+    def _other_home(self, path: KeyPath, shape: type[Struct], inner: KeyPath) -> str:
+        """Say what an unknown key may have meant: a similar key, or another role's file; else what is known here."""
+        owners = [f"{role}.toml" for role, other in self.shapes.items() if path in set(_keys(other))]
+        here = _type_at(shape, inner)
+        known = here.__struct_fields__ if isinstance(here, type) and issubclass(here, Struct) else ()
+        meant = _meant(path[-1], set(known))
+        if owners and not meant:
+            return f"; it belongs in {' or '.join(owners)}"
+        return meant or f"; known: {', '.join(known)}"
+
+
+def _meant(word: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(word, sorted(known), n=1)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _type_at(shape: object, path: KeyPath) -> object:
+    for level in path:
+        shape = _bare(shape)
+        if isinstance(shape, type) and issubclass(shape, Struct):
+            fields = {field.name: field for field in msgspec.structs.fields(shape)}
+            shape = fields[level].type if level in fields else object
+        else:
+            shape = get_args(shape)[0] if get_origin(shape) is list else object
+    return shape
+
+
+def _bare(shape: object) -> object:
+    return get_args(shape)[0] if get_origin(shape) is Annotated else shape
+
+
+def _wanted(shape: object) -> str:
+    """Return in words what values a type has."""
+    bare = _bare(shape)
+    bounds = [note for note in get_args(shape)[1:] if isinstance(note, Meta)] if bare is not shape else []
+    if described := next((note.description for note in bounds if note.description), None):
+        return described
+    if get_origin(bare) is Literal:
+        return "one of " + ", ".join(f'"{choice}"' for choice in get_args(bare))
+    if get_origin(bare) is list:
+        least = " with at least one entry" if any(note.min_length for note in bounds) else ""
+        return f"a list of {_plural(_wanted(get_args(bare)[0]))}{least}"
+    if bare is Path:
+        return "a path"
+    if isinstance(bare, type) and issubclass(bare, Struct):
+        return f"a section with {', '.join(bare.__struct_fields__)}"
+    if choices := [choice for choice in get_args(bare) if choice is not type(None)]:
+        return " or ".join(dict.fromkeys(_wanted(choice) for choice in choices))
+    plain = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    name = plain.get(bare, "another kind of value") if isinstance(bare, type) else "another kind of value"
+    return name + "".join(f" {words}" for note in bounds for words in _bounds(note))
+
+
+def _plural(words: str) -> str:
+    return "entries, each " + words
+
+
+def _bounds(note: Meta) -> Iterator[str]:
+    for value, words in ((note.ge, "of at least"), (note.gt, "above"), (note.le, "of at most"), (note.lt, "below")):
+        if value is not None:
+            yield f"{words} {value}"
+
+
+# --- Values ----------------------------------------------------------------------------------------------------------
+
+
+def _path(wanted: type, value: object) -> object:
+    if wanted is Path and isinstance(value, str) and value and "\0" not in value:
+        return Path(value)
+    raise ValueError("not a path")
+
+
+def _anchored(settings: S, folder: Path) -> S:
+    """Return the settings with every relative path, defaults too, made absolute from `folder`."""
+    changes: dict[str, object] = {}
+    for name in settings.__struct_fields__:
+        value = getattr(settings, name)
+        if isinstance(value, Struct):
+            changes[name] = _anchored(value, folder)
+        elif isinstance(value, Path):
+            changes[name] = folder / value
+        elif (
+            name == "database" and (found := _SQLITE_FILE.fullmatch(value)) and not found[2].startswith((":", "file:"))
+        ):
+            changes[name] = f"{found[1]}{(folder / found[2]).as_posix()}{found[3]}"
+    return msgspec.structs.replace(settings, **changes)
+
+
+def _with_defaults(shape: type[Struct], section: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    for known in msgspec.structs.fields(shape):
+        yield known.name, section[known.name] if known.name in section else _default(known)
+
+
+def _default(known: FieldInfo) -> object:
+    return known.default if known.default_factory is msgspec.NODEFAULT else known.default_factory()
+
+
+def _leaves(value: object, path: KeyPath) -> Iterator[tuple[KeyPath, object]]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _leaves(entry, (*path, key))
+    elif isinstance(value, list):
+        for position, entry in enumerate(value):
+            yield from _leaves(entry, (*path, str(position)))
+    else:
+        yield path, value
+
+
+def _at(table: object, path: KeyPath) -> object:
+    for level in path:
+        if isinstance(table, Mapping):
+            table = table.get(level)
+        elif isinstance(table, list) and level.isdigit() and int(level) < len(table):
+            table = table[int(level)]
+        else:
+            return None
+    return table
+
+
+def _dotted(path: KeyPath) -> str:
+    """Return a key path as people write it: `connector.endpoints[0]`."""
+    return "".join(
+        f"[{level}]" if level.isdigit() and position > 1 else f".{level}" for position, level in enumerate(path)
+    )[1:]
+
+
+def _shown(value: object) -> object:
+    """Return a value fit for eyes: without the password of a URL."""
+    return _PASSWORD.sub(r"\1:***", value) if isinstance(value, str) else value

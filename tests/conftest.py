@@ -1,0 +1,109 @@
+"""What all tests share: a name of their own, and that none leaves a process, a thread or a network namespace behind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+RUN = "PYTEST_HUBLINE_RUN"
+"""In the environment of every process that this run starts, directly or not."""
+GRACE_S = 5.0
+"""How long what a test has told to end may take to do so."""
+NETWORK_NAMESPACES = Path("/run/netns")
+
+_names: list[str] = []
+
+
+@pytest.fixture
+def unique_name() -> str:
+    """Return a name that no other test has: a DNS label of 9 characters, with room to grow into an interface's."""
+    _names.append(f"t{secrets.token_hex(4)}")
+    return _names[-1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves child processes, threads or its network namespaces to the tests after it."""
+    children, threads, named = _children(), set(threading.enumerate()), len(_names)
+    yield
+    left = [*_left_processes(children), *_left_threads(threads), *_left_namespaces(_names[named:])]
+    assert not left, f"left behind: {', '.join(left)}"
+
+
+def pytest_configure() -> None:
+    """Mark this process, so that its descendants can be told from everything else on the machine."""
+    os.environ[RUN] = secrets.token_hex(8)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End what is left of this run, orphans too, and fail the run for it."""
+    orphans = [process for process in psutil.process_iter() if process.pid != os.getpid() and _is_ours(process)]
+    for process in orphans:
+        print(f"\nleft behind by the tests, and killed: {_describe(process)}", file=sys.stderr)
+        process.kill()
+    if orphans:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _children() -> set[psutil.Process]:
+    if hasattr(os, "waitid"):  # One system call instead of a look at every process of the machine.
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return set()
+    return {process for process in psutil.Process().children(recursive=True) if _is_alive(process)}
+
+
+def _left_processes(before: set[psutil.Process]) -> list[str]:
+    new = list(_children() - before)
+    if not new:
+        return []
+    _, alive = psutil.wait_procs(new, GRACE_S)
+    left = [_describe(process) for process in alive if _is_alive(process)]
+    for process in alive:
+        process.kill()
+    return left
+
+
+def _left_threads(before: set[threading.Thread]) -> list[str]:
+    deadline_at = time.monotonic() + GRACE_S
+    new = set(threading.enumerate()) - before
+    for thread in new:
+        thread.join(max(0.0, deadline_at - time.monotonic()))
+    return [f"thread {thread.name}" for thread in new if thread.is_alive()]
+
+
+def _left_namespaces(names: list[str]) -> list[str]:
+    if not names or not NETWORK_NAMESPACES.is_dir():
+        return []
+    there = [entry.name for entry in NETWORK_NAMESPACES.iterdir()]
+    return [f"network namespace {entry}" for entry in there if any(entry.startswith(name) for name in names)]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    try:
+        return _is_alive(process) and process.environ().get(RUN) == os.environ[RUN]
+    except (psutil.Error, OSError):
+        return False
+
+
+def _describe(process: psutil.Process) -> str:
+    try:
+        return f"process {process.pid} ({' '.join(process.cmdline())[:120]})"
+    except psutil.Error:
+        return f"process {process.pid}"
