@@ -1,0 +1,91 @@
+"""Runs one role's asyncio main until the system or a person asks it to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import orjson
+import structlog
+
+from config import limits
+
+_STILL_TURNS: Final = max(1, int(limits.STATUS_STALE_S / limits.STATUS_INTERVAL_S / 2))
+log = structlog.get_logger(__name__)
+
+
+def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run `main(stop)` to its end; SIGTERM, Ctrl-C and (on Windows) Ctrl-Break set `stop`, and `main` has to return.
+
+    A second signal ends the process at once, as a person who asks twice expects.
+    """
+
+    async def supervised() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def on_signal(number: int) -> None:
+            if stop.is_set():
+                os._exit(128 + number)
+            stop.set()
+
+        for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
+            number = getattr(signal, name, None)
+            if number is None:
+                continue
+            try:
+                loop.add_signal_handler(number, on_signal, number)
+            except NotImplementedError:  # Windows' default loop has no signal handlers.
+                signal.signal(number, lambda got, _frame: loop.call_soon_threadsafe(on_signal, got))
+        await main(stop)
+
+    asyncio.run(supervised())
+
+
+def write_status(file: Path, content: dict[str, object]) -> None:
+    """Replace a status file in one step, so that a reader never sees half of it. Raises OSError.
+
+    It is not synced to disk: a status tells of a running process, and is worthless after a crash.
+    """
+    fresh = file.with_name(f".{file.name}.new")
+    fresh.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    fresh.replace(file)
+
+
+class StatusFile:
+    """Renews a status file while a process runs: at a change, and often enough that it is not taken for stale."""
+
+    def __init__(self, file: Path, describe: Callable[[], dict[str, object]]):
+        self._file = file
+        self._describe = describe
+        self._failed = False
+        self._written: dict[str, object] = {}
+        self._turns = 0
+
+    def changed(self) -> None:
+        """Renew the file at once: something has happened that a person may be waiting for."""
+        self.write()
+
+    async def keep(self) -> None:
+        """Renew the file until cancelled: every STATUS_INTERVAL_S while something changes, else often enough."""
+        while True:
+            self._turns += 1
+            content = self._describe()
+            if {**content, "ts": None} != {**self._written, "ts": None} or self._turns % _STILL_TURNS == 0:
+                self.write(content)
+            await asyncio.sleep(limits.STATUS_INTERVAL_S)
+
+    def write(self, content: dict[str, object] | None = None) -> None:
+        """Write the file now. A disk that refuses it costs one warning, never the process."""
+        try:
+            self._written = self._describe() if content is None else content
+            write_status(self._file, self._written)
+            self._failed = False
+        except OSError as exc:
+            if not self._failed:
+                log.warning("status_not_written", file=str(self._file), reason=exc.strerror)
+            self._failed = True

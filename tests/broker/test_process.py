@@ -1,0 +1,53 @@
+"""Status files: whole at every moment, and written only as often as they are needed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import orjson
+import pytest
+
+from broker.process import StatusFile
+from config import limits
+
+
+def test_a_change_is_written_at_once(tmp_path: Path) -> None:
+    content: dict[str, object] = {"ts": 1, "n": 1}
+    status = StatusFile(tmp_path / "status.json", lambda: dict(content))
+    status.changed()
+    assert orjson.loads((tmp_path / "status.json").read_bytes()) == content
+
+
+def test_a_status_that_stands_still_is_renewed_before_it_is_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk is not written every second for nothing, and a reader can tell a live process from a dead one."""
+    monkeypatch.setattr(limits, "STATUS_INTERVAL_S", 0.005)
+    written, turns = set[bytes](), 0
+
+    def describe() -> dict[str, object]:
+        nonlocal turns
+        turns += 1
+        return {"ts": turns, "n": 1}
+
+    async def run() -> None:
+        status = StatusFile(tmp_path / "status.json", describe)
+        keeping = asyncio.create_task(status.keep())
+        async with asyncio.timeout(20):
+            while turns < 50:
+                if (tmp_path / "status.json").exists():
+                    written.add((tmp_path / "status.json").read_bytes())
+                await asyncio.sleep(0)
+        keeping.cancel()
+        await asyncio.wait([keeping])
+
+    asyncio.run(run())
+    assert 2 < len(written) < 25
+
+
+def test_a_disk_that_refuses_does_not_end_the_process(tmp_path: Path) -> None:
+    status = StatusFile(tmp_path / "missing" / "status.json", lambda: {"ts": 1})
+    status.changed()
+    status.changed()
+    assert not (tmp_path / "missing").exists()
