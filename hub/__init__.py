@@ -1,0 +1,1 @@
+"""The sensor hub: measures, keeps, sends. Imports broker and config."""

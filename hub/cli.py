@@ -1,0 +1,42 @@
+"""`hubline hub`: run the sensor hub of this machine, and tell how it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_FILE = click.option("-c", "--config", "file", type=click.Path(path_type=Path), required=True, help="The hub.toml.")
+
+
+@click.group()
+def hub() -> None:
+    """The sensor hub of this machine: measures, keeps, sends."""
+
+
+@hub.command()
+@_FILE
+def run(file: Path) -> None:
+    """Measure and send until stopped."""
+    from broker.process import run_until_stopped
+    from config import log
+    from config.settings import HubSettings, load
+    from hub.agent import Agent
+
+    settings = load(file, HubSettings)
+    log.set_up(settings.log)
+    run_until_stopped(lambda stop: Agent(settings).run(stop))
+
+
+@hub.command()
+@_FILE
+@click.option("--json", "as_json", is_flag=True, help="Print the status as one JSON object.")
+def status(file: Path, as_json: bool) -> None:
+    """Tell by which path the hub sends, and what waits. Exit status 1 if it does not run."""
+    from config.settings import HubSettings, load
+    from hub.status import read_status, told
+
+    found = read_status(load(file, HubSettings))
+    click.echo(found.json if as_json else told(found))
+    if not found.running:
+        click.get_current_context().exit(1)

@@ -1,0 +1,216 @@
+"""The outbox in a thread of its own: whatever asks for the disk at the same time shares one commit.
+
+What is handed over is written in order, and kept in memory (bounded) while the disk refuses; nothing is said to be
+appended before it is on the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import structlog
+
+from config import limits
+from config.errors import StorageError
+from hub.outbox import Changes, Entry, Outbox, OutboxMessage
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a commit did: messages begun or grown, and messages given up, as inclusive ranges of seq."""
+
+    appended: tuple[tuple[int, int], ...]
+    dropped: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Messages that were asked for, in that order; those of `asked` that are not among them are gone for good."""
+
+    messages: list[OutboxMessage]
+    asked: tuple[int, ...]
+
+
+Report: TypeAlias = Written | Loaded
+
+
+@dataclass(frozen=True, slots=True)
+class _Append:
+    kind: str
+    entries: Sequence[Entry]
+    states: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    points: int
+    first_ms: int
+    last_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the outbox holds, as of the last commit. `oldest_ms` is the moment of the oldest message that waits."""
+
+    last_seq: int
+    size_bytes: int
+    oldest_ms: int | None
+    gaps: int
+    points: int
+    points_written: int
+    points_lost: int
+
+
+def standing_of(outbox: Outbox) -> Standing:
+    """Read what an outbox holds; in its thread."""
+    return Standing(
+        outbox.last_seq,
+        outbox.size_bytes,
+        outbox.oldest_ms,
+        outbox.gaps,
+        outbox.points,
+        outbox.points_written,
+        outbox.points_lost,
+    )
+
+
+class Keeper:
+    """Carries out what is asked of one outbox. `report` is called in the event loop once it is done."""
+
+    def __init__(self, outbox: Outbox, report: Callable[[Report], None]):
+        self.outbox = outbox
+        self.standing = standing_of(outbox)
+        self.refusal: str | None = None
+        self._report = report
+        self._appends: deque[_Append] = deque()
+        self._entries_waiting = 0
+        self._losses: deque[_Loss] = deque()
+        self._forgets: list[tuple[int, int]] = []
+        self._asked: list[int] = []
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
+
+    def append(self, kind: str, entries: Sequence[Entry], states: Mapping[str, str]) -> None:
+        """Write entries and sensors' states together. Beyond OUTBOX_MEMORY_POINTS that wait, the oldest become a gap."""
+        self._appends.append(_Append(kind, entries, states))
+        self._entries_waiting += len(entries)
+        while self._entries_waiting > limits.OUTBOX_MEMORY_POINTS and len(self._appends) > 1:
+            self._lose(self._appends.popleft())
+        self._stir()
+
+    def forget(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Delete messages that the cloud has."""
+        self._forgets += ranges
+        self._stir()
+
+    def load(self, seqs: Sequence[int]) -> None:
+        """Ask for messages; they come in a `Loaded`."""
+        self._asked += seqs
+        self._stir()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                if self._forgets:
+                    await self._carry_out_forgets()
+                if self._appends or self._losses:
+                    await self._carry_out_appends()
+                self.standing = await self.call(lambda: standing_of(self.outbox))
+                if self._asked:
+                    await self._carry_out_loads()
+            except StorageError as exc:
+                self._refused(exc)
+                await asyncio.sleep(limits.OUTBOX_RETRY_S)
+                self._wake.set()
+                continue
+            if self.refusal is not None:
+                log.info("outbox_recovered", reason=self.refusal)
+                self.refusal = None
+            if not self._wake.is_set():
+                self._idle.set()
+
+    async def flushed(self) -> None:
+        """Wait until nothing is left to be done."""
+        await self._idle.wait()
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run something short in the outbox's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    async def close(self) -> None:
+        """Let go of the outbox, once what is being written is done."""
+        await self.call(self.outbox.close)
+        self._thread.shutdown(wait=False)
+
+    def _stir(self) -> None:
+        self._idle.clear()
+        self._wake.set()
+
+    def _refused(self, exc: StorageError) -> None:
+        if self.refusal is None:
+            log.warning("outbox_refused", reason=exc.reason)
+        self.refusal = exc.reason
+
+    def _lose(self, append: _Append) -> None:
+        self._entries_waiting -= len(append.entries)
+        if append.kind != "readings":
+            return
+        self._losses.append(_Loss(len(append.entries), append.entries[0].ts_ms, append.entries[-1].ts_ms))
+        if len(self._losses) > limits.OUTBOX_LOSSES_MAX:
+            first, second = self._losses.popleft(), self._losses.popleft()
+            self._losses.appendleft(_Loss(first.points + second.points, first.first_ms, second.last_ms))
+
+    async def _carry_out_forgets(self) -> None:
+        """Delete, in a commit of its own: it makes the room that an append may need on a full disk."""
+        forgets, self._forgets = self._forgets, []
+        try:
+            await self.call(lambda: self.outbox.forget(forgets))
+        except StorageError:
+            self._forgets = forgets + self._forgets
+            raise
+
+    async def _carry_out_appends(self) -> None:
+        appends, losses = tuple(self._appends), tuple(self._losses)
+
+        def write() -> Changes:
+            with self.outbox.transaction() as changes:
+                for loss in losses:
+                    self.outbox.record_loss(loss.points, loss.first_ms, loss.last_ms)
+                for append in appends:
+                    self.outbox.append(append.kind, append.entries, append.states)
+            return changes
+
+        # Meanwhile they must not be lost to the bound, nor counted again: they are taken out, and put back on failure.
+        waiting, self._entries_waiting = self._entries_waiting, 0
+        self._appends.clear()
+        self._losses.clear()
+        try:
+            changes = await self.call(write)
+        except StorageError:
+            self._appends.extendleft(reversed(appends))
+            self._losses.extendleft(reversed(losses))
+            self._entries_waiting += waiting
+            raise
+        self._report(Written(tuple(changes.appended), tuple(changes.dropped)))
+
+    async def _carry_out_loads(self) -> None:
+        asked, self._asked = tuple(self._asked), []
+        try:
+            loaded = await self.call(lambda: self.outbox.load(asked))
+        except StorageError:
+            self._asked = [*asked, *self._asked]
+            raise
+        self._report(Loaded(loaded, asked))

@@ -1,0 +1,544 @@
+"""Which path a hub takes, and when it changes (pure): the contract's "Which path a hub takes", all six points.
+
+What the link knows are facts: which sessions are open, what the connectors say on them, and since when no connector's
+path has been good. What it does follows from the facts alone: `_plans` lists every step that is due now or will be, with
+its time. An event changes facts; then all steps whose time has come are taken, and the earliest of the rest is the
+deadline. So nothing is ever scheduled, and nothing has to be cancelled.
+
+Sessions and what they are for (each at most once):
+- current   the session to a site broker that carries messages, or will as soon as its connector is good;
+- trial     another site broker, tried because the current one is not good, or because it has proven itself stable;
+- observer  a silent session (no birth, no will) that watches whether a connector is stable enough to go back to;
+- cloud     the session to the cloud broker;
+- leaving   sessions that are no longer used, kept until the new path has carried an acknowledgement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from math import inf
+from random import Random
+from typing import Final, TypeAlias
+
+from broker.backoff import Backoff
+from broker.machine import Wakeup
+from broker.messages import DIRECT, ConnectorState
+from config import limits
+from config.settings import Failback, Failover
+
+STEPS_MAX: Final = 64
+"""Steps after one event; more would be a livelock."""
+
+
+class Kind(Enum):
+    """Where a session leads."""
+
+    CONNECTOR = "connector"
+    DIRECT = "direct"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """The broker has accepted a session."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded:
+    """A session is gone or never came to be. `alive_at`: when its peer was last known to live."""
+
+    session: int
+    reason: str
+    alive_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorHeard:
+    """A connector's state, retained or fresh, or its last will, has come on a session to a site broker."""
+
+    session: int
+    connector_id: str
+    state: ConnectorState
+
+
+@dataclass(frozen=True, slots=True)
+class CloudAcknowledged:
+    """An acknowledgement of the cloud has come through a session."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorFound:
+    """A matching connector has answered the search."""
+
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchEnded:
+    """The search is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Open a session. One that is `carrying` gets a session number, a will and the hub's client id; else it listens."""
+
+    session: int
+    kind: Kind
+    endpoint: str
+    carrying: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """End a session with a clean DISCONNECT."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """From now on messages go through this session: publish the birth there, then send. `via` is as in the birth."""
+
+    session: int
+    via: str
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """No path works; send nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Search connectors by SSDP; report each as `ConnectorFound`, the end as `SearchEnded`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep these site brokers on disk, the best first: the next start needs no search."""
+
+    endpoints: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveOutage:
+    """Keep on disk since when no connector's path is good, or (None) that one is."""
+
+    since: float | None
+
+
+Event: TypeAlias = (
+    SessionOpened | SessionEnded | ConnectorHeard | CloudAcknowledged | ConnectorFound | SearchEnded | Wakeup
+)
+Command: TypeAlias = Connect | Disconnect | Use | Halt | Search | Remember | SaveOutage
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    number: int
+    kind: Kind
+    endpoint: str
+    carrying: bool
+    started_at: float
+    opened_at: float | None = None
+    good_at: float | None = None  # Since when it has been good without a break.
+    proven: bool = False  # An acknowledgement has come through it.
+    connectors: dict[str, ConnectorState] = field(default_factory=dict)
+
+    @property
+    def via(self) -> str | None:
+        """Return the connector that is good here, "direct", or None while the session is of no use."""
+        if self.opened_at is None:
+            return None
+        if self.kind is Kind.DIRECT:
+            return DIRECT
+        good = (name for name, state in sorted(self.connectors.items()) if state.online and state.upstream == "up")
+        return next(good, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the hub knows when it starts.
+
+    `cached` are site brokers of earlier runs, the best first; `outage_at` (monotonic, may lie before the start) is since
+    when the run before saw no good path, or None; `away` says that the network is not the one of the cache.
+    """
+
+    cached: tuple[str, ...] = ()
+    configured: tuple[str, ...] = ()
+    cloud: tuple[str, ...] = ()
+    discovery: bool = True
+    away: bool = False
+    outage_at: float | None = None
+
+
+class Link:
+    """The path of one hub. `hub_id` spreads hubs over connectors, `random` over time."""
+
+    def __init__(
+        self,
+        hub_id: str,
+        failover: Failover,
+        failback: Failback,
+        surroundings: Surroundings,
+        *,
+        random: Random,
+        started_at: float,
+    ):
+        self.hub_id = hub_id
+        self.failover, self.failback, self.surroundings = failover, failback, surroundings
+        self.using: _Session | None = None
+        self.using_since = started_at
+        self.using_via: str | None = None
+        self.out_at: float | None = surroundings.outage_at if surroundings.outage_at is not None else started_at
+        self.failures: dict[Kind, str] = {}
+        grace_s = failover.away_grace_s if surroundings.away else failover.start_grace_s
+        self._start_grace_until = started_at + grace_s
+        self._never_good = True
+        self._random = random
+        self._numbers = 0
+        self._current: _Session | None = None
+        self._trial: _Session | None = None
+        self._observer: _Session | None = None
+        self._cloud: _Session | None = None
+        self._leaving: list[_Session] = []
+        self._known = list(surroundings.cached)  # Site brokers, the best first.
+        self._remembered = surroundings.cached
+        self._round: list[str] = []  # Those still to be tried in this round.
+        self._tried: set[str] = set()
+        self._stage = _Stage.KNOWN
+        self._site_next_at = -inf  # When the next site broker may be tried.
+        self._cloud_next_at = -inf
+        self._cloud_turn = 0
+        self._return_wait_s = 0.0
+        self._site_backoff = Backoff(random)
+        self._cloud_backoff = Backoff(random)
+
+    @property
+    def switch_at(self) -> float | None:
+        """Return when the hub goes, or was free to go, to the cloud; None while a connector's path is good."""
+        if self.out_at is None or not self.surroundings.cloud:
+            return None
+        at = self.out_at + self.failover.outage_s
+        return min(at, self._start_grace_until) if self._never_good else at
+
+    @property
+    def watched(self) -> tuple[str, float | None] | None:
+        """Return the site broker that is watched for the way back, and when it is to be taken (None: not good yet)."""
+        observer = self._observer
+        if observer is None:
+            return None
+        return observer.endpoint, None if observer.good_at is None else observer.good_at + self._return_wait_s
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take an event and return what to do; see Machine."""
+        commands: list[Command] = []
+        match event:
+            case SessionOpened(number):
+                if (session := self._session(number)) is not None:  # Else it was given up already.
+                    session.opened_at = now
+            case SessionEnded(number, reason, alive_at):
+                if (session := self._session(number)) is not None:
+                    commands += self._ended(session, reason, now if alive_at is None else alive_at, now)
+            case ConnectorHeard(number, connector_id, state):
+                if (session := self._session(number)) is not None:
+                    known = session.connectors.get(connector_id)
+                    if known is None or state.session >= known.session:  # Else a late will or birth.
+                        session.connectors[connector_id] = state
+            case CloudAcknowledged(number):
+                if (session := self._session(number)) is not None and session is self.using:
+                    session.proven = True
+            case ConnectorFound(endpoint):
+                self._found(endpoint)
+            case SearchEnded():
+                if self._stage is _Stage.SEARCHING:
+                    self._stage = _Stage.CONFIGURED
+            case Wakeup():
+                pass  # Time is a fact too: what is due is found below.
+        return commands + self._settle(now)
+
+    def deadline(self) -> float | None:
+        """Return when the next step is due."""
+        at = min((at for at, _ in self._plans()), default=inf)
+        return None if at == inf else at
+
+    # --- Facts ------------------------------------------------------------------------------------------------------
+
+    def _all(self) -> list[_Session]:
+        slots = (self._current, self._trial, self._observer, self._cloud, *self._leaving)
+        return [session for session in slots if session is not None]
+
+    def _session(self, number: int) -> _Session | None:
+        return next((session for session in self._all() if session.number == number), None)
+
+    def _release(self, session: _Session) -> None:
+        """Take a session out of its place."""
+        if session is self._current:
+            self._current = None
+        elif session is self._trial:
+            self._trial = None
+        elif session is self._observer:
+            self._observer = None
+        elif session is self._cloud:
+            self._cloud = None
+        else:
+            self._leaving.remove(session)
+
+    def _ended(self, session: _Session, reason: str, alive_at: float, now: float) -> list[Command]:
+        self.failures[session.kind] = f"{session.endpoint}: {reason}"
+        was_leaving = session in self._leaving
+        self._release(session)
+        self._credit(session, now)
+        if session.kind is Kind.DIRECT:
+            self._cloud_turn += 1
+            if not was_leaving:
+                self._cloud_next_at = now + self._cloud_backoff.next_s()
+        elif session.opened_at is not None and not was_leaving and session is not self.using:
+            self._new_round(now)
+        was_good, session.good_at = session.good_at is not None, None
+        if was_good and session.kind is Kind.CONNECTOR and not self._site_is_good():
+            self.out_at = alive_at
+            return [SaveOutage(alive_at)]
+        return []
+
+    def _credit(self, session: _Session, now: float) -> None:
+        """Forget earlier failures if the session that ends was stable."""
+        if session.opened_at is not None:
+            backoff = self._cloud_backoff if session.kind is Kind.DIRECT else self._site_backoff
+            backoff.lived(now - session.opened_at)
+
+    def _found(self, endpoint: str) -> None:
+        if endpoint not in self._known:
+            self._known.append(endpoint)
+            del self._known[limits.CANDIDATES_MAX :]
+        if endpoint not in self._tried and endpoint not in self._round:
+            self._round.append(endpoint)
+            self._round.sort(key=self._rank)
+
+    def _rank(self, endpoint: str) -> bytes:
+        """Rendezvous hashing: each hub prefers another site broker, and the hubs of a lost one spread over the rest."""
+        return hashlib.sha256(f"{self.hub_id} {endpoint}".encode()).digest()
+
+    def _site_is_good(self) -> bool:
+        return any(session.kind is Kind.CONNECTOR and session.good_at is not None for session in self._all())
+
+    # --- Steps ------------------------------------------------------------------------------------------------------
+
+    def _settle(self, now: float) -> list[Command]:
+        """Bring everything in line with the facts: first what is in use, then every step that is due."""
+        commands: list[Command] = []
+        for _ in range(STEPS_MAX):
+            commands += self._judge(now)
+            commands += self._choose(now)
+            due = next((step for at, step in self._plans() if at <= now), None)
+            if due is None:
+                return commands
+            commands += due(now)
+        raise AssertionError(f"livelock: {commands}")
+
+    def _judge(self, now: float) -> list[Command]:
+        """Note which sessions are good, and what that means for the outage."""
+        for session in self._all():
+            if session.via is None:
+                session.good_at = None
+            elif session.good_at is None:
+                session.good_at = now
+                if session is self._observer:
+                    self._return_wait_s = self.failback.stable_s + self._random.uniform(0, self.failback.jitter_s)
+        if not self._site_is_good():
+            if self.out_at is None:
+                self.out_at = now
+                return [SaveOutage(now)]
+        elif self.out_at is not None or self._never_good:
+            self.out_at, self._never_good = None, False
+            return [SaveOutage(None)]
+        return []
+
+    def _choose(self, now: float) -> list[Command]:
+        """Use the best session that is good; the one before stays until the new one is proven."""
+        using_site = self.using if self.using is not None and self.using.kind is Kind.CONNECTOR else None
+        order = [self._trial, using_site, self._current]
+        order += [session for session in self._leaving if session.kind is Kind.CONNECTOR]
+        order += [self._cloud, *self._leaving]
+        best = next((session for session in order if session is not None and session.good_at is not None), None)
+        via = None if best is None else best.via
+        if best is self.using and via == self.using_via:
+            return []
+        before, self.using, self.using_via, self.using_since = self.using, best, via, now
+        self._new_round(now)
+        if best is None or via is None:
+            return [Halt()]
+        if best is not before:
+            self._take_place(best, before)
+        return [Use(best.number, via), *self._remember(best)]
+
+    def _remember(self, used: _Session) -> list[Command]:
+        """Put the site broker that works at the head of the known ones."""
+        if used.kind is Kind.CONNECTOR:
+            self._known = [used.endpoint, *(other for other in self._known if other != used.endpoint)]
+        if tuple(self._known) == self._remembered:
+            return []
+        self._remembered = tuple(self._known)
+        return [Remember(self._remembered)]
+
+    def _take_place(self, best: _Session, before: _Session | None) -> None:
+        """Put the session that is used now into the place of its kind, and what it replaces among the leaving."""
+        best.proven = False
+        self._release(best)
+        replaced = [self._current] if best.kind is Kind.CONNECTOR else [self._cloud, self._current]
+        if best.kind is Kind.CONNECTOR and before is not None and before is self._cloud:
+            replaced.append(self._cloud)
+        for session in replaced:
+            if session is not None and session is not best:
+                self._release(session)
+                self._leaving.append(session)
+        if best.kind is Kind.CONNECTOR:
+            self._current = best
+        else:
+            self._cloud = best
+
+    def _plans(self) -> Iterator[tuple[float, Callable[[float], list[Command]]]]:
+        """Yield every step to take, with its time; -inf is at once."""
+        using = self.using
+        through_site = using is not None and using.kind is Kind.CONNECTOR
+        if using is not None and using.proven and self._leaving:
+            yield -inf, self._drop_leaving
+        if self._cloud is None and not through_site and (at := self.switch_at) is not None:
+            yield max(at, self._cloud_next_at), self._try_cloud
+        if self._cloud is not None and using is not None and through_site and using.proven:
+            yield -inf, self._drop_cloud
+        for session, step in ((self._trial, self._drop_trial), (self._observer, self._drop_observer)):
+            if session is not None and session.opened_at is not None and session.good_at is None:
+                yield session.opened_at + limits.STATE_WAIT_S, step
+        observer = self._observer
+        if observer is not None and through_site and using is not None and using.endpoint == observer.endpoint:
+            yield -inf, self._drop_observer
+        elif observer is not None and observer.good_at is not None:
+            if self._trial is None:
+                stable_at = -inf if using is None else observer.good_at + self._return_wait_s
+                yield max(stable_at, self._site_next_at), self._return
+        elif (at := self._next_site_try()) is not None:
+            yield max(at, self._site_next_at), self._try_site
+
+    def _next_site_try(self) -> float | None:
+        """Return from when on a (further) site broker is to be tried; None without a reason, or while one is under way."""
+        if self._trial is not None or self._observer is not None:
+            return None
+        if self._stage is _Stage.SEARCHING and not self._round:
+            return None
+        if self.using is not None:
+            return -inf if self._better_known() or self.using.kind is Kind.DIRECT else None
+        if self._current is None:
+            return -inf
+        return None if self._current.opened_at is None else self._current.opened_at + limits.STATE_WAIT_S
+
+    def _better_known(self) -> bool:
+        using = self.using
+        if using is None or using.kind is Kind.DIRECT:
+            return False
+        return any(self._rank(endpoint) < self._rank(using.endpoint) for endpoint in self._known)
+
+    # --- What the plans do ------------------------------------------------------------------------------------------
+
+    def _connect(self, kind: Kind, endpoint: str, carrying: bool, now: float) -> tuple[_Session, list[Command]]:
+        self._numbers += 1
+        session = _Session(self._numbers, kind, endpoint, carrying, now)
+        return session, [Connect(session.number, kind, endpoint, carrying)]
+
+    def _try_cloud(self, now: float) -> list[Command]:
+        endpoints = self.surroundings.cloud
+        self._cloud, commands = self._connect(
+            Kind.DIRECT, endpoints[self._cloud_turn % len(endpoints)], carrying=True, now=now
+        )
+        return commands
+
+    def _try_site(self, now: float) -> list[Command]:
+        """Take the next step of the round: known brokers, a search, the configured ones; then wait for another round."""
+        if self._stage is _Stage.KNOWN and not self._round and not self._tried:
+            self._round = list(self._known)
+        while self._round:
+            endpoint = self._round.pop(0)
+            self._tried.add(endpoint)
+            if self._is_worth_trying(endpoint):
+                return self._try_endpoint(endpoint, now)
+        match self._stage:
+            case _Stage.KNOWN if self.surroundings.discovery and not self._only_better():
+                self._stage = _Stage.SEARCHING
+                return [Search()]
+            case _Stage.KNOWN:
+                self._stage = _Stage.CONFIGURED
+            case _Stage.SEARCHING:
+                return []
+            case _Stage.CONFIGURED:
+                self._stage = _Stage.OVER
+                self._round = [endpoint for endpoint in self.surroundings.configured if endpoint not in self._tried]
+            case _Stage.OVER:
+                self._new_round(now)
+        return []
+
+    def _only_better(self) -> bool:
+        """Tell whether the round only looks for a broker that this hub prefers to a good one."""
+        return self.using is not None and self.using.kind is Kind.CONNECTOR
+
+    def _is_worth_trying(self, endpoint: str) -> bool:
+        if self._current is not None and endpoint == self._current.endpoint:
+            return False
+        return not self._only_better() or (
+            self.using is not None and self._rank(endpoint) < self._rank(self.using.endpoint)
+        )
+
+    def _try_endpoint(self, endpoint: str, now: float) -> list[Command]:
+        if self.using is not None:
+            self._observer, commands = self._connect(Kind.CONNECTOR, endpoint, carrying=False, now=now)
+        elif self._current is None:
+            self._current, commands = self._connect(Kind.CONNECTOR, endpoint, carrying=True, now=now)
+        else:
+            self._trial, commands = self._connect(Kind.CONNECTOR, endpoint, carrying=True, now=now)
+        return commands
+
+    def _new_round(self, now: float) -> None:
+        self._round, self._tried = [], set()
+        if self._stage is not _Stage.SEARCHING:
+            self._stage = _Stage.KNOWN
+        if self.using is None:
+            self._site_next_at = now + self._site_backoff.next_s()
+        else:
+            self._site_next_at = now + self.failback.probe_s * self._random.uniform(0.75, 1.25)
+
+    def _return(self, now: float) -> list[Command]:
+        assert self._observer is not None
+        self._trial, commands = self._connect(Kind.CONNECTOR, self._observer.endpoint, carrying=True, now=now)
+        return commands
+
+    def _drop_leaving(self, now: float) -> list[Command]:
+        return [command for session in list(self._leaving) for command in self._drop(session, now)]
+
+    def _drop_cloud(self, now: float) -> list[Command]:
+        return self._drop(self._cloud, now)
+
+    def _drop_trial(self, now: float) -> list[Command]:
+        return self._drop(self._trial, now)
+
+    def _drop_observer(self, now: float) -> list[Command]:
+        return self._drop(self._observer, now)
+
+    def _drop(self, session: _Session | None, now: float) -> list[Command]:
+        assert session is not None
+        self._credit(session, now)
+        self._release(session)
+        return [Disconnect(session.number)]
+
+
+class _Stage(Enum):
+    """How far a round of tries has come."""
+
+    KNOWN = "known"
+    SEARCHING = "searching"
+    CONFIGURED = "configured"
+    OVER = "over"
