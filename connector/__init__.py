@@ -1,0 +1,1 @@
+"""The site's connector: bridges, answers SSDP. Imports broker and config."""

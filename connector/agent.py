@@ -1,0 +1,170 @@
+"""One connector: two sessions, the bridge between them, and its announcements, wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from random import SystemRandom
+
+import structlog
+
+from broker import client, messages
+from broker.client import Session, SessionOptions
+from broker.clock import unix_ms
+from broker.messages import ConnectorState
+from broker.process import StatusFile
+from broker.runner import Runner
+from broker.tls import client_context
+from broker.topics import Topic
+from config.endpoint import split_endpoint
+from config.errors import SettingsError
+from config.principal import CLOUD_SITE, server_name
+from config.settings import ConnectorSettings
+from connector.announcing import Announcer
+from connector.bridge import Announce, Bridge, Came, Command, Connect, Ended, Event, Forward, Opened, Side, Started
+from connector.bridge import Subscribe as SubscribeTo
+from connector.memory import Memory
+
+log = structlog.get_logger(__name__)
+
+
+class Agent:
+    """A connector in the running event loop. Raises SettingsError, and StorageError where it can't keep its numbers."""
+
+    def __init__(self, settings: ConnectorSettings):
+        if not settings.cloud.endpoints:
+            raise SettingsError('names no cloud broker; give at least one "host:port"', key="cloud.endpoints")
+        self.settings = settings
+        identity = settings.identity
+        data_dir = settings.connector.data_dir
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise SettingsError(
+                f"can't be made: {exc.strerror}", key="connector.data_dir", value=str(data_dir)
+            ) from exc
+        self._memory = Memory(data_dir / "connector.json", fallback_session=unix_ms())
+        self._state_topic = str(Topic.connector_state(identity.fleet, identity.site, identity.name))
+        self._bridge = Bridge(identity.fleet, identity.site, SystemRandom())
+        self._runner: Runner[Event, Command] = Runner(self._bridge, self._execute)
+        self._sessions: dict[Side, Session] = {}
+        self._numbers = {Side.SITE: 0, Side.CLOUD: 0}
+        self._upstream_since_ms = unix_ms()
+        self._failures = {Side.SITE: 0, Side.CLOUD: 0}
+        self._status = StatusFile(data_dir / "status.json", self._describe)
+        self._stopping = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Bridge until `stop` is set; then take leave of both brokers and of the network."""
+        identity, connector = self.settings.identity, self.settings.connector
+        announcer = None
+        if connector.advertise:
+            port = connector.advertise_port or split_endpoint(connector.site_broker)[1]
+            announcer = Announcer(identity.fleet, identity.site, port, self._memory.uuid)
+            await announcer.start()
+        self._runner.feed(Started())
+        status = asyncio.create_task(self._status.keep())
+        log.info("connector_started", connector=identity.name, site=identity.site)
+        try:
+            await stop.wait()
+        finally:
+            self._stopping = True
+            self._runner.close()
+            if announcer is not None:
+                await announcer.stop()
+            for side, session in self._sessions.items():
+                self._publish_state(side, online=False, upstream_up=False)
+                log.debug("session_closing", side=side.value)
+                await session.close()
+            status.cancel()
+            self._status.write()
+            log.info("connector_stopped", connector=identity.name)
+
+    # --- Commands ---------------------------------------------------------------------------------------------------
+
+    def _execute(self, command: Command) -> None:
+        match command:
+            case Connect(side, turn):
+                self._connect(side, turn)
+            case SubscribeTo(side, filters):
+                self._sessions[side].subscribe(filters)
+            case Forward(side, topic, payload, qos, retain):
+                self._sessions[side].publish(topic, payload, qos=qos, retain=retain)
+            case Announce(side, upstream_up):
+                if side is Side.SITE or not self._bridge.is_open(Side.SITE):
+                    self._upstream_changed(upstream_up)
+                self._publish_state(side, online=True, upstream_up=upstream_up)
+
+    def _connect(self, side: Side, turn: int) -> None:
+        identity = self.settings.identity
+        endpoints = [self.settings.connector.site_broker] if side is Side.SITE else self.settings.cloud.endpoints
+        number = self._memory.next_session()
+        will = client.Will(self._state_topic, messages.encode(ConnectorState(online=False, session=number)))
+        try:
+            tls = client_context(
+                identity, server_name(identity.fleet, identity.site if side is Side.SITE else CLOUD_SITE)
+            )
+        except SettingsError as exc:
+            self._ended(side, "-", str(exc))
+            return
+        options = SessionOptions(endpoints[turn % len(endpoints)], identity.name, tls, will)
+        self._numbers[side] = number
+        session = Session(options, lambda event: self._on_session(side, session, event))
+        self._sessions[side] = session
+        session.open()
+
+    def _publish_state(self, side: Side, *, online: bool, upstream_up: bool) -> None:
+        state = ConnectorState(
+            online=online,
+            session=self._numbers[side],
+            upstream=("up" if upstream_up else "down") if online else None,
+            since=self._upstream_since_ms if online else None,
+            ts=unix_ms(),
+            reason=None if online else "stopped",
+        )
+        self._sessions[side].publish(self._state_topic, messages.encode(state), retain=True)
+
+    # --- Events -----------------------------------------------------------------------------------------------------
+
+    def _on_session(self, side: Side, session: Session, event: client.SessionEvent) -> None:
+        if self._stopping or self._sessions.get(side) is not session:
+            return  # Of a session that has been replaced.
+        match event:
+            case client.Received(topic, payload, _):
+                other = self._sessions.get(side.other)
+                self._runner.feed(Came(side, topic, payload, 0 if other is None else other.in_flight))
+            case client.Opened():
+                failures, self._failures[side] = self._failures[side], 0
+                log.info("broker_connected", side=side.value, endpoint=session.options.endpoint, failures=failures)
+                self._runner.feed(Opened(side))
+                self._status.changed()
+            case client.Refused(reason) | client.Lost(reason, _):
+                self._ended(side, session.options.endpoint, reason)
+            case client.Closed():
+                pass  # Only when we stop.
+
+    def _ended(self, side: Side, endpoint: str, reason: str) -> None:
+        self._failures[side] += 1
+        write = log.warning if self._failures[side] == 1 else log.debug
+        write("broker_unreachable", side=side.value, endpoint=endpoint, reason=reason)
+        # Not inside a step of the machine: this may be the answer to its own command.
+        asyncio.get_running_loop().call_soon(self._runner.feed, Ended(side))
+        self._status.changed()
+
+    def _upstream_changed(self, upstream_up: bool) -> None:
+        self._upstream_since_ms = unix_ms()
+        log.info("upstream_changed", upstream="up" if upstream_up else "down")
+
+    def _describe(self) -> dict[str, object]:
+        identity = self.settings.identity
+        return {
+            "role": "connector",
+            "connector": identity.name,
+            "site": identity.site,
+            "pid": os.getpid(),
+            "ts": unix_ms(),
+            "site_broker": "up" if self._bridge.is_open(Side.SITE) else "down",
+            "upstream": "up" if self._bridge.is_open(Side.CLOUD) else "down",
+            "counters": dict(self._bridge.counters),
+            "dropped": sum(session.dropped for session in self._sessions.values()),
+        }

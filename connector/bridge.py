@@ -1,0 +1,191 @@
+"""What crosses between a site's broker and the cloud's, in both directions, bounded and without a spool (pure).
+
+Everything that cannot cross at once is dropped: its sender keeps it until the cloud has stored it, and sends it again.
+Only what is true now is repeated by the bridge: hubs' retained states, when the way up opens, and its own state.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+from typing import TypeAlias
+
+from broker.backoff import Backoff
+from broker.machine import Wakeup
+from broker.topics import Topic, hub_filter
+from config import limits
+from config.errors import ProtocolError
+
+
+class Side(Enum):
+    """The two brokers."""
+
+    SITE = "site"
+    CLOUD = "cloud"
+
+    @property
+    def other(self) -> Side:
+        """Return the opposite broker."""
+        return Side.CLOUD if self is Side.SITE else Side.SITE
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The connector begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A broker has accepted our session."""
+
+    side: Side
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A session is gone or never came to be."""
+
+    side: Side
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """A message has come from a side; `in_flight` messages to the other side are still without PUBACK."""
+
+    side: Side
+    topic: str
+    payload: bytes
+    in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Open a session to one of a side's endpoints; report `Opened` and `Ended`."""
+
+    side: Side
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Subscribe to topic filters, each with its QoS; what is retained comes (again)."""
+
+    side: Side
+    filters: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Publish a message on a side."""
+
+    side: Side
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Publish the connector's own state on a side, retained."""
+
+    side: Side
+    upstream_up: bool
+
+
+Event: TypeAlias = Started | Opened | Ended | Came | Wakeup
+Command: TypeAlias = Connect | Subscribe | Forward | Announce
+
+
+class Bridge:
+    """The bridge of one site. `counters` tells an operator what crossed and what was dropped, and why."""
+
+    def __init__(self, fleet: str, site: str, random: Random):
+        self.fleet, self.site = fleet, site
+        self.counters: Counter[str] = Counter()
+        self._open = {Side.SITE: False, Side.CLOUD: False}
+        self._opened_at = {Side.SITE: 0.0, Side.CLOUD: 0.0}
+        self._next_at: dict[Side, float | None] = {Side.SITE: None, Side.CLOUD: None}
+        self._turn = {Side.SITE: 0, Side.CLOUD: 0}
+        self._backoff = {Side.SITE: Backoff(random), Side.CLOUD: Backoff(random)}
+        # QoS 0 where messages are many: a lost one comes again by its sender's retransmission.
+        self._states = ((hub_filter(fleet, site, "+", "state"), 1),)
+        self._up = (
+            *((hub_filter(fleet, site, "+", channel), 0) for channel in ("up", "heartbeat", "poll")),
+            *self._states,
+        )
+        self._down = ((hub_filter(fleet, site, "+", "down"), 0),)
+
+    def is_open(self, side: Side) -> bool:
+        """Tell whether the session of a side is open."""
+        return self._open[side]
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take an event and return what to do; see Machine."""
+        match event:
+            case Started():
+                return [Connect(Side.SITE, 0), Connect(Side.CLOUD, 0)]
+            case Opened(side):
+                return self._opened(side, now)
+            case Ended(side):
+                return self._ended(side, now)
+            case Came(side, topic, payload, in_flight):
+                return self._came(side, topic, payload, in_flight)
+            case Wakeup():
+                return self._retry(now)
+
+    def deadline(self) -> float | None:
+        """Return when a lost session is to be opened again."""
+        return min((at for at in self._next_at.values() if at is not None), default=None)
+
+    def _opened(self, side: Side, now: float) -> list[Command]:
+        self._open[side], self._opened_at[side] = True, now
+        if side is Side.SITE:
+            return [Subscribe(side, self._up), Announce(side, self._open[Side.CLOUD])]
+        commands: list[Command] = [Subscribe(side, self._down), Announce(side, upstream_up=True)]
+        if self._open[Side.SITE]:
+            # First the retained states, then the word that sets off the hubs' retransmission.
+            commands += [Subscribe(Side.SITE, self._states), Announce(Side.SITE, upstream_up=True)]
+        return commands
+
+    def _ended(self, side: Side, now: float) -> list[Command]:
+        was_open, self._open[side] = self._open[side], False
+        self._turn[side] += 1
+        if was_open:
+            self._backoff[side].lived(now - self._opened_at[side])
+        self._next_at[side] = now + self._backoff[side].next_s()
+        if side is Side.CLOUD and was_open and self._open[Side.SITE]:
+            return [Announce(Side.SITE, upstream_up=False)]
+        return []
+
+    def _retry(self, now: float) -> list[Command]:
+        due = [side for side, at in self._next_at.items() if at is not None and at <= now]
+        for side in due:
+            self._next_at[side] = None
+        return [Connect(side, self._turn[side]) for side in due]
+
+    def _came(self, side: Side, text: str, payload: bytes, in_flight: int) -> list[Command]:
+        target = side.other
+        try:
+            topic = Topic.parse(text)
+        except ProtocolError:
+            return self._dropped(target, "foreign")
+        channels = ("up", "state", "heartbeat", "poll") if target is Side.CLOUD else ("down",)
+        if (topic.fleet, topic.site, topic.owner) != (self.fleet, self.site, "hub") or topic.channel not in channels:
+            return self._dropped(target, "foreign")
+        if len(payload) > limits.MESSAGE_MAX_BYTES:
+            return self._dropped(target, "too_large")
+        if not self._open[target]:
+            return self._dropped(target, "closed")
+        bound = limits.BRIDGE_IN_FLIGHT_MAX if target is Side.CLOUD else limits.BRIDGE_DOWN_IN_FLIGHT_MAX
+        if in_flight >= bound:
+            return self._dropped(target, "full")
+        self.counters[f"to_{target.value}"] += 1
+        qos = 0 if topic.leaf == "ack" else 1
+        return [Forward(target, text, payload, qos, retain=topic.channel == "state")]
+
+    def _dropped(self, target: Side, reason: str) -> list[Command]:
+        self.counters[f"to_{target.value}_dropped_{reason}"] += 1
+        return []
