@@ -1,0 +1,1 @@
+"""The cloud service: stores, acknowledges, tells. Imports broker and config."""

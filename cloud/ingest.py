@@ -1,0 +1,344 @@
+"""From topics and payloads to transactions, and from transactions to acknowledgements: what is acknowledged is committed.
+
+One batch is with the database at a time; what arrives meanwhile becomes the next one, so that many messages share a commit.
+A batch that the database refuses is kept and tried again. Nothing is acknowledged before it is committed, and what does not
+fit into the bounds is dropped: its hub sends it again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from random import Random
+from typing import Final, TypeAlias
+
+from broker.backoff import Backoff
+from broker.machine import Wakeup
+from broker.messages import Ack, ConnectorState, HubState, Last, decode
+from broker.ranges import ranges_of
+from broker.topics import UP_KINDS, Topic
+from cloud.batch import (
+    Batch,
+    ConnectorStateSeen,
+    HubStateSeen,
+    Message,
+    NewestValue,
+    Outcome,
+    RefusedMessage,
+    Stream,
+)
+from cloud.envelopes import EnvelopeReader, RefusedBodyError
+from config import limits
+from config.errors import ProtocolError
+
+# --- Events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The cloud broker has accepted our session: what we publish can arrive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The session has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A message has come from the broker. `received_ms` is the cloud's wall clock."""
+
+    topic: str
+    payload: bytes
+    received_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The batch that was handed out last is committed."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFailed:
+    """The database has refused the batch that was handed out last."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewestRead:
+    """Newest values that the database holds, which the broker may have forgotten."""
+
+    newest: tuple[NewestValue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The service is about to end: what waits is stored, nothing new is taken."""
+
+
+Event: TypeAlias = Connected | Disconnected | Arrived | Stored | StoreFailed | NewestRead | Stopping | Wakeup
+
+# --- Commands -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Commit the batch; `Stored` or `StoreFailed` has to follow."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledge:
+    """Tell a hub what is committed."""
+
+    topic: str
+    ack: Ack
+
+
+@dataclass(frozen=True, slots=True)
+class PublishLast:
+    """Renew the retained newest value of a sensor."""
+
+    topic: str
+    last: Last
+
+
+Command: TypeAlias = Store | Acknowledge | PublishLast
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has happened since the start. `dropped` came when too much was waiting, `unknown` had a kind we don't know."""
+
+    arrived: int = 0
+    dropped: int = 0
+    refused: int = 0
+    unknown: int = 0
+
+
+class Ingest:
+    """The machine. `random` spreads the attempts while the database refuses."""
+
+    def __init__(self, fleet: str, random: Random):
+        self.counts: Final = Counts()
+        self._fleet: Final = fleet
+        self._reader: Final = EnvelopeReader()
+        self._parse: Final = lru_cache(limits.TOPICS_REMEMBERED)(Topic.parse)
+        self._connected = False
+        self._stopping = False
+        self._waiting: deque[Message | RefusedMessage] = deque()
+        self._waiting_bytes = 0
+        self._unreadable = 0
+        self._states: deque[HubStateSeen | ConnectorStateSeen] = deque()
+        self._pending: set[tuple[Stream, int]] = set()
+        self._copies: Counter[Stream] = Counter()
+        self._in_flight: Batch | None = None
+        self._next_store_at = float("-inf")
+        self._retry_at: float | None = None
+        self._backoff: Final = Backoff(random, max_s=limits.STORE_RETRY_MAX_S, stable_s=0.0)
+        self._lasts: dict[tuple[str, str, str], Last] = {}
+        self._next_lasts_at = float("-inf")
+
+    @property
+    def idle(self) -> bool:
+        """Tell whether everything that was taken is committed."""
+        return self._in_flight is None and not self._has_waiting()
+
+    @property
+    def waiting(self) -> int:
+        """Return how many messages are not committed yet."""
+        return len(self._pending)
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take what has happened and return what to do."""
+        commands: list[Command] = []
+        match event:
+            case Arrived() if self._stopping:
+                pass  # Not acknowledged, so it comes again after the start.
+            case Arrived(topic, payload, received_ms):
+                self.counts.arrived += 1
+                self._take(topic, payload, received_ms)
+            case Stored(outcome):
+                commands = self._committed(outcome)
+            case StoreFailed():
+                assert self._in_flight is not None
+                self._retry_at = now + self._backoff.next_s()
+            case NewestRead(newest):
+                self._remember(newest, fresh=False)
+            case Connected():
+                self._connected = True
+            case Disconnected():
+                self._connected = False
+            case Stopping():
+                self._stopping = True
+            case Wakeup():
+                pass
+        return [*self._store(now), *commands, *self._publish_lasts(now)]
+
+    def deadline(self) -> float | None:
+        """Return when a transaction may begin or be tried again, or newest values may be published."""
+        instants = [self._next_lasts_at] if self._lasts and self._connected else []
+        if self._retry_at is not None:
+            instants.append(self._retry_at)
+        elif self._in_flight is None and self._has_waiting():
+            instants.append(self._next_store_at)
+        return min(instants, default=None)
+
+    # --- What arrives -----------------------------------------------------------------------------------------------
+
+    def _take(self, text: str, payload: bytes, received_ms: int) -> None:
+        try:
+            topic = self._parse(text)
+            if topic.fleet != self._fleet:
+                raise ProtocolError("of another fleet")
+            match topic.channel:
+                case "up":
+                    self._take_message(topic, text, payload, received_ms)
+                case "state" if topic.owner == "hub":
+                    hub_state = decode(payload, HubState)
+                    self._take_state(HubStateSeen(topic.site, topic.name, hub_state, received_ms))
+                case "state":
+                    connector_state = decode(payload, ConnectorState)
+                    self._take_state(ConnectorStateSeen(topic.site, topic.name, connector_state, received_ms))
+                case channel:
+                    raise ProtocolError(f"the cloud has not asked for {channel}")
+        except ProtocolError as exc:
+            self._refuse(text, exc.reason, payload, received_ms)
+
+    def _take_message(self, topic: Topic, text: str, payload: bytes, received_ms: int) -> None:
+        assert topic.leaf is not None
+        try:
+            epoch, seq, sent_ms, body = self._reader.read(topic.leaf, payload)
+        except RefusedBodyError as exc:
+            place = (Stream(topic.site, topic.name, exc.envelope.epoch), exc.envelope.seq)
+            self._refuse(text, exc.reason, payload, received_ms, place)
+            return
+        message = Message(Stream(topic.site, topic.name, epoch), seq, topic.leaf, sent_ms, received_ms, payload, body)
+        if self._admit(message.key, len(payload)):
+            self._waiting.append(message)
+            self.counts.unknown += topic.leaf not in UP_KINDS
+
+    def _refuse(
+        self, text: str, reason: str, payload: bytes, received_ms: int, place: tuple[Stream, int] | None = None
+    ) -> None:
+        self.counts.refused += 1
+        kept = payload[: limits.QUARANTINE_PAYLOAD_MAX_BYTES]
+        item = RefusedMessage(text[: limits.TOPIC_MAX_BYTES], reason, kept, len(payload), received_ms, place)
+        if place is not None:
+            if self._admit(place, len(kept)):
+                self._waiting.append(item)
+        elif self._unreadable < limits.QUARANTINE_WAITING_MAX:
+            self._unreadable += 1
+            self._waiting_bytes += len(kept)
+            self._waiting.append(item)
+
+    def _admit(self, key: tuple[Stream, int], size_bytes: int) -> bool:
+        if key in self._pending:
+            self._copies[key[0]] += 1  # The commit of the first one acknowledges both.
+            return False
+        full = len(self._waiting) >= limits.INGEST_WAITING_MAX
+        if full or self._waiting_bytes + size_bytes > limits.INGEST_WAITING_MAX_BYTES:
+            self.counts.dropped += 1
+            return False
+        self._pending.add(key)
+        self._waiting_bytes += size_bytes
+        return True
+
+    def _take_state(self, seen: HubStateSeen | ConnectorStateSeen) -> None:
+        if len(self._states) < limits.INGEST_WAITING_MAX:
+            self._states.append(seen)
+        else:
+            self.counts.dropped += 1
+
+    # --- Transactions -----------------------------------------------------------------------------------------------
+
+    def _has_waiting(self) -> bool:
+        return bool(self._waiting or self._states)
+
+    def _store(self, now: float) -> list[Command]:
+        if self._in_flight is not None:
+            if self._retry_at is None or now < self._retry_at:
+                return []
+            self._retry_at = None
+            return [Store(self._in_flight)]
+        full = len(self._waiting) >= limits.INGEST_BATCH_MESSAGES or self._waiting_bytes >= limits.INGEST_BATCH_BYTES
+        if not self._has_waiting() or not (full or self._stopping or now >= self._next_store_at):
+            return []
+        self._in_flight = self._next_batch()
+        self._next_store_at = now + limits.INGEST_INTERVAL_S
+        return [Store(self._in_flight)]
+
+    def _next_batch(self) -> Batch:
+        messages, refused, size_bytes = list[Message](), list[RefusedMessage](), 0
+        while self._waiting and len(messages) + len(refused) < limits.INGEST_BATCH_MESSAGES:
+            item = self._waiting[0]
+            if size_bytes and size_bytes + len(item.payload) > limits.INGEST_BATCH_BYTES:
+                break
+            self._waiting.popleft()
+            size_bytes += len(item.payload)
+            if isinstance(item, Message):
+                messages.append(item)
+            else:
+                refused.append(item)
+                self._unreadable -= item.place is None
+        self._waiting_bytes -= size_bytes
+        states = [self._states.popleft() for _ in range(min(len(self._states), limits.INGEST_BATCH_MESSAGES))]
+        copies, self._copies = tuple(self._copies.items()), Counter()
+        return Batch(
+            tuple(messages),
+            tuple(refused),
+            tuple(state for state in states if isinstance(state, HubStateSeen)),
+            tuple(state for state in states if isinstance(state, ConnectorStateSeen)),
+            copies,
+        )
+
+    def _committed(self, outcome: Outcome) -> list[Command]:
+        batch, self._in_flight = self._in_flight, None
+        assert batch is not None
+        self._retry_at = None
+        self._backoff.lived(0.0)
+        seqs: dict[Stream, list[int]] = {}
+        for message in batch.messages:
+            self._pending.discard(message.key)
+            seqs.setdefault(message.stream, []).append(message.seq)
+        for place in (refused.place for refused in batch.refused):
+            if place is not None:
+                self._pending.discard(place)
+                seqs.setdefault(place[0], []).append(place[1])
+        self._remember(outcome.newest, fresh=True)
+        if not self._connected:
+            return []
+        return [command for stream, of_stream in seqs.items() for command in self._acknowledge(stream, of_stream)]
+
+    def _acknowledge(self, stream: Stream, seqs: list[int]) -> list[Command]:
+        topic = str(Topic.down(self._fleet, stream.site, stream.hub_id, "ack"))
+        ranges = ranges_of(seqs)
+        step = limits.ACK_RANGES_MAX
+        return [
+            Acknowledge(topic, Ack(stream.epoch, ranges[start : start + step])) for start in range(0, len(ranges), step)
+        ]
+
+    # --- Newest values ----------------------------------------------------------------------------------------------
+
+    def _remember(self, newest: tuple[NewestValue, ...], *, fresh: bool) -> None:
+        for value in newest:
+            key = (value.site, value.hub_id, value.sensor)
+            if key in self._lasts:
+                if fresh:
+                    self._lasts[key] = value.last
+            elif len(self._lasts) < limits.LAST_WAITING_MAX:
+                self._lasts[key] = value.last
+
+    def _publish_lasts(self, now: float) -> list[Command]:
+        if not self._lasts or not self._connected or now < self._next_lasts_at:
+            return []
+        keys = list(islice(self._lasts, limits.LAST_BURST))
+        commands: list[Command] = [
+            PublishLast(str(Topic.last(self._fleet, *key)), self._lasts.pop(key)) for key in keys
+        ]
+        self._next_lasts_at = now + (limits.INGEST_INTERVAL_S if self._lasts else limits.LAST_INTERVAL_S)
+        return commands

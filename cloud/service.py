@@ -1,0 +1,227 @@
+"""The cloud service: a session with the cloud broker, the ingest machine, and the database, wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from random import SystemRandom
+from typing import Final
+
+from broker import client
+from broker.backoff import Backoff
+from broker.client import Session, SessionOptions
+from broker.clock import unix_ms
+from broker.messages import encode
+from broker.process import StatusFile
+from broker.runner import Runner, monotonic_s
+from broker.tls import client_context
+from broker.topics import connector_filter, hub_filter
+from cloud.batch import Batch
+from cloud.database import Database
+from cloud.ingest import (
+    Acknowledge,
+    Arrived,
+    Command,
+    Connected,
+    Disconnected,
+    Event,
+    Ingest,
+    NewestRead,
+    PublishLast,
+    Stopping,
+    Store,
+    Stored,
+    StoreFailed,
+)
+from cloud.schema import database_file
+from config import limits, log
+from config.errors import SettingsError
+from config.principal import CLOUD_SITE, server_name
+from config.settings import CloudSettings
+
+_log: Final = log.get(__name__)
+
+UP_QOS: Final = 0
+"""What hubs send is repeated until it is acknowledged end to end: another acknowledgement on this hop would only cost."""
+
+STATE_QOS: Final = 1
+
+
+class Service:
+    """The cloud service in the running event loop. Raises SettingsError for what a person must mend before it can run."""
+
+    def __init__(self, settings: CloudSettings):
+        self.settings: Final = settings
+        identity, data_dir = settings.identity, settings.cloud.data_dir
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            problem = f"can't be made: {exc.strerror}"
+            raise SettingsError(problem, key="cloud.data_dir", value=str(data_dir)) from exc
+        self._server_name: Final = server_name(identity.fleet, CLOUD_SITE)
+        client_context(identity, self._server_name)  # Whoever starts with unusable files is told so at once.
+        self._database: Final = Database(database_file(settings.cloud.database), identity.fleet)
+        self._ingest: Final = Ingest(identity.fleet, SystemRandom())
+        self._runner: Final[Runner[Event, Command]] = Runner(self._ingest, self._execute)
+        self._status: Final = StatusFile(data_dir / "status.json", self._describe)
+        self._idle: Final = asyncio.Event()
+        self._session: Session | None = None
+        self._opened_at: float | None = None
+        self._failures = 0
+        self._dropped = 0
+        self._stopping = False
+        self._tasks: asyncio.TaskGroup | None = None
+        self._running: Final[set[asyncio.Task[None]]] = set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Store and acknowledge until `stop` is set; then commit what has come, acknowledge it, and disconnect."""
+        try:
+            await self._database.open()
+            _log.info("cloud_started", cloud=self.settings.identity.name, messages=self._database.totals.messages)
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                for work in (self._connect(), self._prune(), self._status.keep()):
+                    self._start(work)
+                await stop.wait()
+                await self._drain()
+                for task in list(self._running):
+                    task.cancel()
+        finally:
+            self._stopping = True
+            self._runner.close()
+            await self._database.close()
+            if self._session is not None:
+                await self._session.close()
+            self._opened_at = None
+            self._status.write()
+        _log.info("cloud_stopped", cloud=self.settings.identity.name, messages=self._database.totals.messages)
+
+    async def _drain(self) -> None:
+        self._runner.feed(Stopping())
+        if not self._ingest.idle:
+            self._idle.clear()
+            try:
+                await asyncio.wait_for(self._idle.wait(), limits.STOP_DRAIN_S)
+            except TimeoutError:
+                _log.warning("stopped_before_all_was_stored", waiting=self._ingest.waiting)
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        assert self._tasks is not None
+        task = self._tasks.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    # --- The database -----------------------------------------------------------------------------------------------
+
+    async def _commit(self, batch: Batch) -> None:
+        outcome = await self._database.commit(batch)
+        self._runner.feed(StoreFailed() if outcome is None else Stored(outcome))
+        if self._ingest.idle:
+            self._idle.set()
+
+    async def _prune(self) -> None:
+        while True:
+            deleted = 0
+            while some := await self._database.prune(self.settings.retention):
+                deleted += some
+            if deleted:
+                _log.info("retention_deleted", rows=deleted)
+            await asyncio.sleep(limits.RETENTION_INTERVAL_S)
+
+    def _execute(self, command: Command) -> None:
+        match command:
+            case Store(batch):
+                self._start(self._commit(batch))
+            case Acknowledge(topic, ack):
+                self._publish(topic, encode(ack), retain=False)
+            case PublishLast(topic, last):
+                self._publish(topic, encode(last), retain=True)
+
+    # --- The broker -------------------------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        """Keep a session with the cloud broker, for ever."""
+        backoff = Backoff(SystemRandom())
+        while True:
+            reason = await self._one_session()
+            now = monotonic_s()
+            backoff.lived(0.0 if self._opened_at is None else now - self._opened_at)
+            self._opened_at = None
+            self._failures += 1
+            write = _log.warning if self._failures == 1 else _log.debug
+            write("broker_unreachable", endpoint=self.settings.cloud.broker, reason=reason, failures=self._failures)
+            self._runner.feed(Disconnected())
+            self._status.changed()
+            await asyncio.sleep(backoff.next_s())
+
+    async def _one_session(self) -> str:
+        """Open a session and return why it has ended."""
+        identity = self.settings.identity
+        try:
+            tls = client_context(identity, self._server_name)
+        except SettingsError as exc:
+            return str(exc)
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        options = SessionOptions(self.settings.cloud.broker, identity.name, tls)
+        self._session = Session(options, lambda event: self._on_session(event, ended))
+        self._session.open()
+        reason = await ended
+        self._dropped += self._session.dropped
+        self._session = None
+        return reason
+
+    def _on_session(self, event: client.SessionEvent, ended: asyncio.Future[str]) -> None:
+        match event:
+            case client.Received(topic, payload, _):
+                self._runner.feed(Arrived(topic, payload, unix_ms()))
+            case client.Opened():
+                self._on_opened()
+            case client.Refused(reason) | client.Lost(reason, _):
+                if not ended.done():
+                    ended.set_result(reason)
+            case client.Closed():
+                pass  # Only when we stop.
+
+    def _on_opened(self) -> None:
+        assert self._session is not None
+        _log.info("broker_connected", endpoint=self.settings.cloud.broker, failures=self._failures)
+        self._opened_at, self._failures = monotonic_s(), 0
+        fleet = self.settings.identity.fleet
+        self._session.subscribe(
+            [
+                (hub_filter(fleet, "+", "+", "up"), UP_QOS),
+                (hub_filter(fleet, "+", "+", "state"), STATE_QOS),
+                (connector_filter(fleet, "+"), STATE_QOS),
+            ]
+        )
+        self._runner.feed(Connected())
+        if not self._stopping:  # A broker that was restarted has forgotten its retained messages.
+            self._start(self._database.newest(lambda page: self._runner.feed(NewestRead(page))))
+        self._status.changed()
+
+    def _publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        if self._session is not None:
+            self._session.publish(topic, payload, qos=0, retain=retain)
+
+    # --- Status -----------------------------------------------------------------------------------------------------
+
+    def _describe(self) -> dict[str, object]:
+        totals, counts = self._database.totals, self._ingest.counts
+        return {
+            "role": "cloud",
+            "cloud": self.settings.identity.name,
+            "fleet": self.settings.identity.fleet,
+            "pid": os.getpid(),
+            "ts": unix_ms(),
+            "broker": "down" if self._opened_at is None else "up",
+            "storage": self._database.state,
+            "stored_messages": totals.messages,
+            "stored_points": totals.points,
+            "duplicates_refused": totals.duplicates,
+            "quarantined": totals.quarantined,
+            "refused": counts.refused,
+            "unknown_kinds": counts.unknown,
+            "dropped": counts.dropped + self._dropped + (self._session.dropped if self._session else 0),
+            "waiting": self._ingest.waiting,
+        }
