@@ -22,7 +22,7 @@ def toml_strings(texts: Sequence[str]) -> str:
     return "[" + ", ".join(toml_string(text) for text in texts) + "]"
 
 
-def hub_toml(principal: Principal, cloud: Sequence[str], connectors: Sequence[str]) -> str:
+def hub_toml(principal: Principal, cloud_endpoints: Sequence[str], connectors: Sequence[str]) -> str:
     """Return hub.toml; `connectors` are the site's known brokers, tried after cache and discovery."""
     return f"""{_head(principal)}
 [hub]
@@ -33,7 +33,7 @@ discovery = true                # find this site's connector by SSDP
 endpoints = {toml_strings(connectors)}  # "host:port", tried after discovery
 
 [cloud]
-endpoints = {toml_strings(cloud)}  # used directly when no connector can be reached
+endpoints = {toml_strings(cloud_endpoints)}  # used directly when no connector can be reached
 
 # A section of its own sets a sensor:
 # [sensors.cpu]
@@ -52,7 +52,7 @@ crl = "crl.pem"                 # revoked certificates: replace it after `hublin
 """
 
 
-def connector_toml(principal: Principal, cloud: Sequence[str], port: int) -> str:
+def connector_toml(principal: Principal, cloud_endpoints: Sequence[str], port: int) -> str:
     """Return connector.toml for a connector beside its broker."""
     return f"""{_head(principal)}
 [connector]
@@ -60,7 +60,7 @@ site_broker = {toml_string(join_endpoint("127.0.0.1", port))}
 advertise = true                # answer the hubs' searches by SSDP
 
 [cloud]
-endpoints = {toml_strings(cloud)}  # the cloud broker, tried in order
+endpoints = {toml_strings(cloud_endpoints)}  # the cloud broker, tried in order
 """
 
 
@@ -73,9 +73,9 @@ database = "sqlite:///cloud.db"
 """
 
 
-def reader_toml(principal: Principal, cloud: Sequence[str]) -> str:
+def reader_toml(principal: Principal, cloud_endpoints: Sequence[str]) -> str:
     """Return reader.toml of a subscriber."""
-    broker = cloud[0] if cloud else join_endpoint("127.0.0.1", DEFAULT_PORT)
+    broker = cloud_endpoints[0] if cloud_endpoints else join_endpoint("127.0.0.1", DEFAULT_PORT)
     return f"""{_head(principal)}
 [reader]
 broker = {toml_string(broker)}

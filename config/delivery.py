@@ -76,18 +76,18 @@ def spread(fleet: Fleet, name: str, content: bytes) -> None:
 
 
 def _settings_toml(fleet: Fleet, member: Member) -> str:
-    principal, cloud = fleet.principal(member), fleet.index.endpoints
+    principal, endpoints = fleet.principal(member), fleet.index.endpoints
     match member.role:
         case "hub":
-            return bundles.hub_toml(principal, cloud, _known_brokers(fleet, member.site))
+            return bundles.hub_toml(principal, endpoints, _known_brokers(fleet, member.site))
         case "broker":
             return bundles.broker_toml(principal, member.ports)
         case "connector":
-            return bundles.connector_toml(principal, cloud, member.ports[0])
+            return bundles.connector_toml(principal, endpoints, member.ports[0])
         case "cloud":
             return bundles.cloud_toml(principal, member.ports[0])
         case "reader":
-            return bundles.reader_toml(principal, cloud)
+            return bundles.reader_toml(principal, endpoints)
 
 
 def _known_brokers(fleet: Fleet, site: str) -> list[str]:

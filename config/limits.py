@@ -113,6 +113,9 @@ TOPICS_REMEMBERED_MAX: Final = 4096
 REFUSALS_QUIET_S: Final = 120.0
 """A streak of refusals is over when nothing was refused for this long: twice the longest backoff."""
 
+TCP_PROBE_S: Final = 60
+"""How often the system asks a silent peer whether it is there, for clients that turn MQTT's keep alive off."""
+
 CONNECTIONS_CHECK_S: Final = 0.5
 """How often the embedded broker looks for connections that are over their time."""
 

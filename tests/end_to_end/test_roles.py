@@ -1,0 +1,153 @@
+"""Each role as its operator meets it: it stops cleanly, listens to nobody it shouldn't, and says what is wrong in a line."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import psutil
+import pytest
+
+from config import limits
+from tests.fleet import HUBLINE, Fleet, running_fleet, until
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, unique_name: str) -> Iterator[Fleet]:
+    with running_fleet(tmp_path, unique_name, hubs=1) as this:
+        yield this
+
+
+def test_a_hub_opens_no_listening_socket(fleet: Fleet) -> None:
+    """One direction only: hub to broker."""
+    hub = psutil.Process(fleet.running["pc-1"].pid)
+    assert [c for c in hub.net_connections("inet") if c.status == psutil.CONN_LISTEN] == []
+    assert [c for c in hub.net_connections("inet") if c.status == psutil.CONN_ESTABLISHED] != []
+    until("its search is over", lambda: not hub.net_connections("udp"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_every_role_stops_cleanly_and_in_time(fleet: Fleet, number: int) -> None:
+    """Service managers kill what needs longer; a clean DISCONNECT keeps the last will from being sent."""
+    watcher = subprocess.Popen(
+        [
+            *HUBLINE,
+            "tail",
+            "-c",
+            str(fleet.bundle("reader", "viewer") / "reader.toml"),
+            f"hl1/{fleet.fleet}/+/+/+/state",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=fleet.environ,
+        text=True,
+    )
+    assert watcher.stdout is not None
+    try:
+        while "online" not in watcher.stdout.readline():
+            pass
+        for name in ("pc-1", "connector", "site-broker", "cloud"):
+            process = fleet.running.pop(name)
+            process.send_signal(number)
+            assert process.wait(limits.STOP_TIMEOUT_S) == 0, name
+        states = [orjson.loads(line[line.index("{") :]) for line in (watcher.stdout.readline() for _ in range(2))]
+        while not any(state.get("reason") == "stopped" and "upstream" not in state for state in states):
+            states.append(orjson.loads((line := watcher.stdout.readline())[line.index("{") :]))
+        assert all(state["online"] or state.get("reason") == "stopped" for state in states)
+    finally:
+        watcher.terminate()
+        watcher.communicate(timeout=20)
+    process = fleet.running.pop("cloud-broker")
+    process.send_signal(number)
+    assert process.wait(limits.STOP_TIMEOUT_S) == 0
+    assert fleet.events("pc-1", "hub_stopped")[-1]["pending"] == 0
+
+
+def test_a_locked_database_stops_acknowledgements_and_loses_nothing(fleet: Fleet) -> None:
+    lock = sqlite3.connect(fleet.bundle("cloud", "cloud") / "cloud.db", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    until("the cloud notices", lambda: fleet.status("cloud")["storage"] != "ok")
+    until("messages wait", lambda: (fleet.pending("pc-1") or 0) > 10)
+    lock.execute("ROLLBACK")
+    lock.close()
+    until("the cloud recovers", lambda: fleet.status("cloud")["storage"] == "ok")
+    fleet.wait_until_flowing()
+    fleet.wait_until_drained()
+    fleet.assert_nothing_lost_or_doubled()
+
+
+def test_a_damaged_outbox_is_set_aside_and_told_of(fleet: Fleet) -> None:
+    fleet.kill("pc-1")
+    data = fleet.bundle("hub", "pc-1") / "data"
+    epoch = fleet.status("pc-1")["epoch"]
+    (data / "outbox.db").write_bytes(b"garbage" * 10_000)
+    fleet.start("pc-1")
+    until("a new epoch is begun", lambda: fleet.status("pc-1")["epoch"] != epoch)
+    fleet.wait_until_flowing()
+    assert list(data.glob("outbox.db.damaged-*"))
+    assert fleet.events("pc-1", "outbox_damaged")
+    epochs = {row["epoch"] for row in fleet.audit() if row["hub"] == "pc-1"}
+    assert {epoch, fleet.status("pc-1")["epoch"]} <= epochs
+
+
+def test_a_second_hub_on_the_same_outbox_is_refused_in_one_line(fleet: Fleet) -> None:
+    done = fleet.hubline("hub", "run", "-c", str(fleet.settings("pc-1")), check=False)
+    assert done.returncode == 1
+    assert str(fleet.running["pc-1"].pid) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_status_tells_a_person_and_a_script_how_the_hub_is(fleet: Fleet) -> None:
+    told = fleet.hubline("hub", "status", "-c", str(fleet.settings("pc-1"))).stdout
+    assert "sends through connector berlin-1" in told
+    status = orjson.loads(fleet.hubline("hub", "status", "-c", str(fleet.settings("pc-1")), "--json").stdout)
+    assert status["path"]["kind"] == "connector"
+    assert status["path"]["connector"] == "berlin-1"
+    assert {"hub", "site", "path", "epoch", "session", "outbox"} <= status.keys()
+    assert {"pending", "last_seq", "bytes", "oldest", "gaps"} <= status["outbox"].keys()
+    fleet.kill("pc-1")
+    until(
+        "it is seen to be gone",
+        lambda: fleet.hubline("hub", "status", "-c", str(fleet.settings("pc-1")), check=False).returncode == 1,
+    )
+
+
+def test_a_restarted_hub_needs_no_search(fleet: Fleet) -> None:
+    """What worked is remembered."""
+    fleet.stop("pc-1")
+    fleet.roles["pc-1"] = ("hub", "pc-1", {"HUBLINE_CONNECTOR__DISCOVERY": "false"})
+    fleet.start("pc-1")
+    fleet.wait_until_flowing()
+    assert fleet.path("pc-1") == "connector"
+
+
+def test_two_roles_on_one_port_give_one_line(fleet: Fleet) -> None:
+    environ = fleet.roles["site-broker"][2]
+    done = subprocess.run(
+        [*HUBLINE, "broker", "run", "-c", str(fleet.settings("site-broker"))],
+        env={**fleet.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert str(fleet.site_port) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_demo_ends_by_itself_with_a_clean_audit(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*HUBLINE, "demo", "--seconds", "8", "--hubs", "2", "--dir", str(tmp_path / "demo")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 lost, 0 doubled" in done.stdout
+    assert done.stdout.count("through berlin-1") >= 2

@@ -1,0 +1,215 @@
+"""A fleet of real processes for end-to-end tests: real TLS, real brokers, real SSDP, all on loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import orjson
+
+from config import provision
+
+HUBLINE = (sys.executable, "-c", "from config.cli import main; main()")
+WAIT_S = 60.0
+T = TypeVar("T")
+
+COUNTER_ONLY = {
+    **{f"HUBLINE_SENSORS__{name}__ENABLED": "false" for name in ("CPU", "MEMORY", "LOAD", "DISK", "NETWORK")},
+    **{f"HUBLINE_SENSORS__{name}__ENABLED": "false" for name in ("UPTIME", "PROCESSES", "TEMPERATURE")},
+    "HUBLINE_SENSORS__COUNTER__ENABLED": "true",
+    "HUBLINE_SENSORS__COUNTER__RATE_HZ": "50",
+    "HUBLINE_SENSORS__COUNTER__INTERVAL_S": "0.1",
+    "HUBLINE_LOG__FORMAT": '"json"',
+}
+
+
+def until(what: str, check: Callable[[], T], timeout_s: float = WAIT_S) -> T:
+    """Return the first true answer of `check`; fail with `what` if there is none in time."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        answer = check()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.02)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class Fleet:
+    """One site and its cloud. Roles have the names "cloud-broker", "cloud", "site-broker", "connector" and the hubs' own."""
+
+    def __init__(self, directory: Path, fleet: str, hubs: int = 2, environ: Mapping[str, str] | None = None):
+        self.directory, self.fleet = directory / "fleet", fleet
+        self.hubs = [f"pc-{number}" for number in range(1, hubs + 1)]
+        self.logs = directory / "logs"
+        self.logs.mkdir()
+        self.environ = {**os.environ, **COUNTER_ONLY, **(environ or {})}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.cloud_port, self.site_port = free_ports(2)
+        provision.init(self.directory, fleet, cloud_hosts=[f"127.0.0.1:{self.cloud_port}"])
+        provision.connector(self.directory, "berlin-1", "berlin", port=self.site_port)
+        for hub in self.hubs:
+            provision.hub(self.directory, hub, "berlin")
+        provision.reader(self.directory, "viewer")
+        listen = "HUBLINE_BROKER__LISTEN"
+        self.roles: dict[str, tuple[str, str, dict[str, str]]] = {
+            "cloud-broker": ("broker", "cloud", {listen: f'["127.0.0.1:{self.cloud_port}"]'}),
+            "cloud": ("cloud", "cloud", {}),
+            "site-broker": ("broker", "berlin-1", {listen: f'["127.0.0.1:{self.site_port}"]'}),
+            "connector": ("connector", "berlin-1", {}),
+            **{hub: ("hub", hub, {}) for hub in self.hubs},
+        }
+
+    # --- Processes -----------------------------------------------------------------------------------------------------
+
+    def bundle(self, role: str, name: str) -> Path:
+        return self.directory / "bundles" / role / name
+
+    def settings(self, name: str) -> Path:
+        role, member, _ = self.roles[name]
+        return self.bundle(role, member) / f"{role}.toml"
+
+    def start(self, *names: str) -> None:
+        for name in names or self.roles:
+            role, _, environ = self.roles[name]
+            with (self.logs / f"{name}.log").open("ab") as log:
+                self.running[name] = subprocess.Popen(
+                    [*HUBLINE, role, "run", "-c", str(self.settings(name))],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**self.environ, **environ},
+                    start_new_session=True,
+                )
+
+    def kill(self, *names: str) -> None:
+        """As a power cut does."""
+        for name in names:
+            self.running[name].kill()
+        for name in names:
+            self.running.pop(name).wait()
+
+    def stop(self, *names: str, number: int = signal.SIGTERM) -> dict[str, int]:
+        """Ask roles to end, and return their exit statuses."""
+        for name in names:
+            self.running[name].send_signal(number)
+        return {name: self.running.pop(name).wait(WAIT_S) for name in names}
+
+    def close(self) -> None:
+        for process in self.running.values():
+            process.kill()
+        for process in self.running.values():
+            process.wait()
+        self.running.clear()
+
+    def hubline(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*HUBLINE, *arguments], capture_output=True, text=True, env=self.environ, timeout=WAIT_S, check=False
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    # --- What can be seen ----------------------------------------------------------------------------------------------
+
+    def log(self, name: str) -> list[dict[str, object]]:
+        """Return what a role has logged, as it stands; a last line that is not whole yet is left out."""
+        file = self.logs / f"{name}.log"
+        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        return [orjson.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"\n")]
+
+    def events(self, name: str, event: str) -> list[dict[str, object]]:
+        return [line for line in self.log(name) if line["event"] == event]
+
+    def status(self, name: str) -> dict[str, object]:
+        role, member, _ = self.roles[name]
+        file = self.bundle(role, member) / "data" / "status.json"
+        return orjson.loads(file.read_bytes()) if file.exists() else {}
+
+    def pending(self, hub: str) -> int | None:
+        outbox = self.status(hub).get("outbox")
+        return outbox["pending"] if isinstance(outbox, dict) else None
+
+    def path(self, hub: str) -> str | None:
+        path = self.status(hub).get("path")
+        return path["kind"] if isinstance(path, dict) else None
+
+    def audit(self) -> list[dict[str, object]]:
+        done = self.hubline("cloud", "audit", "-c", str(self.settings("cloud")), "--json", check=False)
+        found = orjson.loads(done.stdout)
+        assert isinstance(found, list), found
+        return found
+
+    def confirmed(self, hub: str) -> int:
+        """Return how many points the cloud has acknowledged to a hub, by the hub's own books."""
+        outbox = self.status(hub).get("outbox")
+        return outbox["points_written"] - outbox["points"] if isinstance(outbox, dict) else 0
+
+    def counted(self, hub: str) -> list[int]:
+        """Return the values of the counter sensor that the database holds, in the order of the hub's messages."""
+        done = self.hubline(
+            "cloud", "readings", hub, "-c", str(self.settings("cloud")), "--sensor", "counter.value", "--json"
+        )
+        return [orjson.loads(line)["value"] for line in done.stdout.splitlines()]
+
+    def wait_until_flowing(self, more: int = 20) -> None:
+        """Wait until the cloud has acknowledged `more` further points of each running hub."""
+        before = {hub: self.confirmed(hub) for hub in self.hubs if hub in self.running}
+        for hub, points in before.items():
+            until(f"{hub} is stored", lambda hub=hub, points=points: self.confirmed(hub) >= points + more)  # type: ignore[misc]
+
+    def assert_nothing_lost_or_doubled(self) -> None:
+        """Stop the hubs, and hold their own books and their counters against the database."""
+        self.stop(*(hub for hub in self.hubs if hub in self.running))
+        audits = {row["hub"]: row for row in self.audit()}
+        for hub in self.hubs:
+            outbox = self.status(hub)["outbox"]
+            assert isinstance(outbox, dict)
+            assert outbox["pending"] == 0, f"{hub} still holds messages"
+            assert audits[hub]["missing"] == []
+            assert audits[hub]["points"] == outbox["points_written"]
+            values = self.counted(hub)
+            assert values == list(range(1, len(values) + 1)), f"{hub}: {_first_break(values)}"
+            assert len(values) == outbox["points_written"]
+
+    def wait_until_drained(self) -> None:
+        """Wait until no hub has more waiting than what a healthy path holds."""
+        for hub in self.hubs:
+            until(f"{hub} drains", lambda hub=hub: (self.pending(hub) or 0) <= 5 and self.path(hub) != "none")  # type: ignore[misc]
+
+
+def _first_break(values: Sequence[int]) -> str:
+    for expected, value in enumerate(values, start=1):
+        if value != expected:
+            return f"reading {expected} counts {value}"
+    return "no break"
+
+
+@contextmanager
+def running_fleet(
+    directory: Path, fleet: str, hubs: int = 2, environ: Mapping[str, str] | None = None
+) -> Iterator[Fleet]:
+    """Run a whole fleet, until its hubs' data is in the database; end every process of it afterwards."""
+    this = Fleet(directory, fleet, hubs, environ)
+    try:
+        this.start()
+        this.wait_until_flowing()
+        yield this
+    finally:
+        this.close()
