@@ -1,0 +1,66 @@
+"""`python -m bench`: measure everything, show the tables, and write them into docs/performance.md."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+
+from bench import peer, report, scenarios
+from bench.rig import ROOT, Rig
+from bench.scenarios import FULL, QUICK, Plan, Results
+from config.errors import HublineError
+
+DOCUMENT: Final = ROOT / "docs" / "performance.md"
+WIDTH: Final = 130
+"""Columns where there is no terminal."""
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="One short pair of each: less than two minutes, an indication only.")
+@click.option("--write/--no-write", default=True, show_default=True, help="Renew the tables of docs/performance.md.")
+def main(quick: bool, write: bool) -> None:
+    """Measure Hubline against Mosquitto bridged to Mosquitto, on loopback."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    plan = QUICK if quick else FULL
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    began = time.monotonic()
+    try:
+        peer.program()
+        results = _measure(plan, lambda words: console.print(f"[dim]{time.monotonic() - began:5.0f} s[/]  {words}"))
+        for grid in report.grids(results):
+            console.print(grid.on_terminal(), "")
+        console.print(report.machine(plan).replace("**", ""))
+        if write:
+            report.write(DOCUMENT, results, plan)
+            console.print(f"Written into {DOCUMENT.relative_to(ROOT)}.")
+    except (HublineError, OSError) as exc:
+        console.print(f"bench: {exc}", style="red", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("Interrupted: nothing is written.")
+        sys.exit(130)
+
+
+def _measure(plan: Plan, tell: scenarios.Tell) -> Results:
+    """Measure in a temporary folder; whatever happens, no process and no file is left."""
+    folder = Path(tempfile.mkdtemp(prefix="hubline-bench-"))
+    try:
+        rig = Rig(folder)
+        try:
+            return asyncio.run(scenarios.measure(rig, plan, tell))
+        finally:
+            rig.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+main()
