@@ -19,8 +19,8 @@ SYSTEM := mosquitto:mosquitto gssdp-discover:gupnp-tools nft:nftables ip:iproute
 help:  ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /make \1#/p' $(MAKEFILE_LIST) | awk -F'#' '{ printf "%-12s%s\n", $$1, $$2 }'
 
-demo: $(VENV)/.run  ## a whole fleet on this machine for a minute, then an audit
-	@$(BIN)/hubline demo $(or $(ARGS),--seconds 60)
+demo: $(VENV)/.run  ## a whole fleet on this machine: live, then an outage and the way back, then an audit
+	@$(BIN)/hubline demo $(or $(ARGS),--seconds 30 --script outage)
 
 test: lint system-packages  ## lint, then all tests with branch coverage
 	@$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN) $(ARGS)

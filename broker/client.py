@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import paho.mqtt.client as paho
 import structlog
@@ -22,11 +22,14 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from broker.proxy import Proxy, tunnel
 from broker.runner import monotonic_s
-from broker.tls import describe_tls_error
+from broker.tls import ALPN, NamedContext, describe_tls_error
 from config import limits
 from config.endpoint import split_endpoint
+from config.errors import RefusedError, TransportError
 
+HTTPS_PORT: Final = 443
 log = structlog.get_logger(__name__)
 
 
@@ -83,13 +86,15 @@ class Will:
 class SessionOptions:
     """Where to connect, as whom, and with what last will.
 
-    `tls` verifies the peer's name, whatever the address; it is a context of this session's own.
+    `tls` verifies the peer's name, whatever the address; it is a context of this session's own. On port 443 it offers
+    ALPN. With a `proxy` the connection goes through it.
     """
 
     endpoint: str
     client_id: str
-    tls: ssl.SSLContext
+    tls: NamedContext
     will: Will | None = None
+    proxy: Proxy | None = None
     keep_alive_s: int = limits.KEEP_ALIVE_S
 
 
@@ -112,7 +117,7 @@ class Session:
         self._acknowledged = 0  # and in paho's thread: two counters need no lock.
         self._alive_at: float | None = None
         self._tls_error: ssl.SSLError | None = None
-        self._socket: ssl.SSLSocket | None = None
+        self._socket: socket.socket | None = None
         self.dropped = 0
 
     @property
@@ -204,10 +209,14 @@ class Session:
             reconnect_on_failure=False,
         )
         self.options.tls.sslsocket_class = _watched_socket_class(self)
+        if split_endpoint(self.options.endpoint)[1] == HTTPS_PORT:
+            self.options.tls.set_alpn_protocols(ALPN)
+        if self.options.proxy is not None:
+            self.options.tls.before_handshake = self._tunnel
         client.tls_set_context(self.options.tls)
         if self.options.will is not None:
             client.will_set(self.options.will.topic, self.options.will.payload, qos=1, retain=True)
-        client.connect_timeout = limits.CONNECT_TIMEOUT_S
+        client.connect_timeout = limits.CONNECT_TIMEOUT_S + limits.CLOSE_TIMEOUT_S  # Ours comes first, and says so.
         client.max_inflight_messages_set(0)  # Bounded above: paho's own queue would hide what waits.
         client.on_socket_register_write = _leave_it_to_the_thread
         client.on_connect = self._on_connect
@@ -217,7 +226,8 @@ class Session:
         return client
 
     def _run(self) -> None:
-        host, port = split_endpoint(self.options.endpoint)
+        proxy = self.options.proxy
+        host, port = split_endpoint(self.options.endpoint) if proxy is None else (proxy.host, proxy.port)
         try:
             self._client.connect(host, port, self.options.keep_alive_s)
             if self._closing:
@@ -228,8 +238,13 @@ class Session:
             self._put(Refused(describe_tls_error(exc)))
         except ssl.SSLError as exc:
             self._put(Refused(describe_tls_error(exc)) if exc.reason else Lost(str(exc), None))
+        except RefusedError as exc:
+            self._put(Refused(str(exc)))
+        except TransportError as exc:
+            self._put(Lost(str(exc), None))
         except (OSError, ValueError) as exc:
-            self._put(Lost(_plain(exc), self._alive_at))
+            at_proxy = proxy is not None and not isinstance(self._socket, ssl.SSLSocket)
+            self._put(Lost(f"proxy {proxy}: {_plain(exc)}" if at_proxy else _plain(exc), self._alive_at))
         except Exception:
             log.exception("mqtt_thread_failed")
             self._put(Lost("internal error", self._alive_at))
@@ -241,6 +256,11 @@ class Session:
                 self._loop.call_soon_threadsafe(self._ended.set)
             except RuntimeError:
                 pass  # The loop has closed before us: nobody waits.
+
+    def _tunnel(self, sock: socket.socket) -> None:
+        assert self.options.proxy is not None
+        self._socket = sock  # A silent proxy may hold us: then this wakes the thread.
+        tunnel(sock, self.options.proxy, self.options.endpoint)
 
     def _on_connect(
         self,

@@ -6,23 +6,27 @@ is resumed past a revocation: there are no tickets, and whoever passed the hands
 
 from __future__ import annotations
 
+import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
-
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from typing import TYPE_CHECKING, Final
 
 from config import limits
 from config.errors import RefusedError, SettingsError
 from config.settings import Identity
 
+if TYPE_CHECKING:  # Only servers read certificates; a hub has no memory to spare for the library.
+    from cryptography import x509
+
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:@SECLEVEL=2"
 """For TLS 1.2: forward secrecy and authenticated encryption only. Level 2 refuses keys weaker than RSA-2048."""
 
 EC_MIN_BITS: Final = 256
+
+ALPN: Final = ("mqtt",)
+"""What MQTT is called inside TLS, as registered with IANA: on port 443 it tells our connections from the web's."""
 
 _CLOCK: Final = "check the clocks of both machines"
 
@@ -70,21 +74,27 @@ _REASON_WORDS: Final = {
 }
 
 
-class _NamedContext(ssl.SSLContext):
-    """A client context that asks for, and verifies, one name at whatever address it is connected to."""
+class NamedContext(ssl.SSLContext):
+    """A client context that asks for, and verifies, one name at whatever address it is connected to.
+
+    `before_handshake`, if set, gets every socket first, still without TLS: for a proxy on the way.
+    """
 
     server_name: str
+    before_handshake: Callable[[socket.socket], None] | None = None
 
-    def wrap_socket(  # type: ignore[no-untyped-def]
+    def wrap_socket(
         self,
-        sock,
-        server_side=False,
-        do_handshake_on_connect=True,
-        suppress_ragged_eofs=True,
-        server_hostname=None,
-        session=None,
-    ):
+        sock: socket.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        suppress_ragged_eofs: bool = True,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLSocket:
         """Wrap a socket; `server_hostname` is the address that was dialled and is not used."""
+        if self.before_handshake is not None:
+            self.before_handshake(sock)
         return super().wrap_socket(
             sock, server_side, do_handshake_on_connect, suppress_ragged_eofs, self.server_name, session
         )
@@ -94,9 +104,9 @@ class _NamedContext(ssl.SSLContext):
         return super().wrap_bio(incoming, outgoing, server_side, self.server_name, session)
 
 
-def client_context(identity: Identity, server_name: str) -> ssl.SSLContext:
+def client_context(identity: Identity, server_name: str) -> NamedContext:
     """Return the context of a client that verifies `server_name` at whatever address. Raises SettingsError."""
-    context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = NamedContext(ssl.PROTOCOL_TLS_CLIENT)
     context.server_name = server_name
     _load_identity(context, identity)
     return context
@@ -129,6 +139,8 @@ class ServerContext:
 
     def check(self, certificate: x509.Certificate) -> None:
         """Check what a handshake does not, or did not if it resumed a session. Raises RefusedError."""
+        from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
         if self.is_revoked(certificate_id(certificate)):
             raise RefusedError("certificate", "revoked")
         now = datetime.now(UTC)
@@ -146,6 +158,7 @@ class ServerContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.verify_mode = ssl.CERT_REQUIRED
         context.num_tickets = 0
+        context.set_alpn_protocols(ALPN)  # Confirmed to whoever offers it, asked of nobody.
         context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
         _load_identity(context, self._identity)
         if self._crl is None:
@@ -203,6 +216,8 @@ def _load_identity(context: ssl.SSLContext, identity: Identity) -> None:
 
 
 def _revoked_in(path: Path) -> Iterable[tuple[bytes, int]]:
+    from cryptography import x509
+
     content = _read(path, "broker.crl")
     end = b"-----END X509 CRL-----"
     blocks = [block + end for block in content.split(end)[:-1]]

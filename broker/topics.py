@@ -128,7 +128,7 @@ def covers(outer: str, inner: str) -> bool:
     outer_levels, inner_levels = outer.split("/"), inner.split("/")
     for position, level in enumerate(outer_levels):
         if level == "#":
-            return position < len(inner_levels) or inner_levels == outer_levels[:position]
+            return position <= len(inner_levels)  # "#" stands for its parent level, too.
         if position >= len(inner_levels):
             return False
         other = inner_levels[position]

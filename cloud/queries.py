@@ -24,7 +24,7 @@ from cloud.envelopes import EnvelopeReader, PlainReadings
 from cloud.payloads import PayloadCodec
 from cloud.schema import COVERAGE, GAPS, HUBS, MESSAGES, SENSORS, STREAMS, reader_engine, storage_error, written_by
 from config import limits
-from config.errors import ProtocolError, SettingsError
+from config.errors import ProtocolError, SettingsError, StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +153,10 @@ class Archive:
     def _damage(self, stream: Row[*tuple[Any, ...]], covered: Ranges, newest_no: int) -> str | None:
         """Decode everything stored of a stream and return how it differs from the sums, if it does."""
         messages = points = 0
-        for seq, kind, said_points, payload in self._payloads(stream.stream_no, newest_no):
+        for seq, kind, said_points, code, packed in self._packed(stream.stream_no, newest_no):
             try:
-                epoch, in_payload, _, body = self._reader.read(kind, payload)
-            except ProtocolError as exc:
+                epoch, in_payload, _, body = self._reader.read(kind, self._codec.unpack(code, packed))
+            except (ProtocolError, StorageError) as exc:
                 return f"seq {seq} can't be read: {exc.reason}"
             found = len(body.points) if isinstance(body, PlainReadings) else 0
             if (epoch, in_payload) != (stream.epoch, seq) or found != said_points or seq not in covered:
@@ -174,13 +174,13 @@ class Archive:
             return f"{covered.count()} seqs are covered, {stream.messages + stream.refused} messages came"
         return None
 
-    def _payloads(self, stream_no: int, newest_no: int) -> Iterator[tuple[int, str, int, bytes]]:
+    def _packed(self, stream_no: int, newest_no: int) -> Iterator[tuple[int, str, int, int, bytes]]:
         columns = (MESSAGES.c.seq, MESSAGES.c.kind, MESSAGES.c.points, MESSAGES.c.codec, MESSAGES.c.payload)
         query = select(*columns).where(MESSAGES.c.stream_no == stream_no, MESSAGES.c.message_no <= newest_no)
         after = 0
         while page := self._page(query.where(MESSAGES.c.seq > after).order_by(MESSAGES.c.seq)):
             for row in page:
-                yield row.seq, row.kind, row.points, self._codec.unpack(row.codec, row.payload)
+                yield row.seq, row.kind, row.points, row.codec, row.payload
             after = page[-1].seq
 
     # --- Readings ---------------------------------------------------------------------------------------------------

@@ -66,7 +66,9 @@ class SensorSummary:
                 mine.add(rollup)
 
     def hours(self) -> dict[int, Rollup]:
-        """Return the rollups by hour (ts // (BUCKET_MS x BUCKETS_PER_HOUR))."""
+        """Return the rollups by hour (ts // (BUCKET_MS x BUCKETS_PER_HOUR)), for reading only."""
+        if len(self.buckets) == 1:
+            return {bucket // BUCKETS_PER_HOUR: rollup for bucket, rollup in self.buckets.items()}
         result: dict[int, Rollup] = {}
         for bucket, part in self.buckets.items():
             hour = bucket // BUCKETS_PER_HOUR
@@ -115,6 +117,12 @@ def _newest(moments: list[tuple[int, int, int, dict[str, PlainValue]]]) -> dict[
 
 
 def _rollup(values: list[PlainValue]) -> Rollup | None:
+    if len(values) == 1:  # Most often so while a hub keeps up; the rest is for its backlog.
+        [value] = values
+        if isinstance(value, str):
+            return None
+        number = float(value)
+        return Rollup(1, number, number, max(-_CAP, min(_CAP, number)))
     numbers = cast(list[float], values)
     if str in set(map(type, values)):
         numbers = [value for value in values if not isinstance(value, str)]

@@ -6,6 +6,7 @@ Core writes the SQL; its own work for each execution (50 µs, against 4 µs of t
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 from sqlalchemy import Connection
@@ -35,7 +36,7 @@ class Prepared:
         """Execute once and return the number of rows that it changed."""
         return _driver(connection).execute(self.sql, parameters).rowcount
 
-    def run_many(self, connection: Connection, parameters: list[tuple[object, ...]]) -> None:
+    def run_many(self, connection: Connection, parameters: Sequence[tuple[object, ...]]) -> None:
         """Execute for each tuple."""
         if parameters:
             _driver(connection).executemany(self.sql, parameters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeAlias
 
 import orjson
 from sqlalchemy import Connection, Table, bindparam, func, select, update
@@ -14,6 +14,9 @@ from cloud.rollups import Rank, Rollup, SensorSummary
 from cloud.schema import ROLLUP_1H, ROLLUP_5MIN, SENSORS
 from cloud.statements import Prepared
 from config import limits
+
+RollupRow: TypeAlias = tuple[int, int, int, float, float, float]
+"""bucket, sensor_no, count, min, max, sum; in the order of the table's key."""
 
 _NOTHING_YET: Final[Rank] = (-1, 0, "")
 
@@ -70,8 +73,8 @@ class SumsWriter:
     def __init__(self, connection: Connection):
         self._connection = connection
         self._sensors: list[tuple[object, ...]] = []
-        self._five_minutes: list[tuple[object, ...]] = []
-        self._hours: list[tuple[object, ...]] = []
+        self._five_minutes: list[RollupRow] = []
+        self._hours: list[RollupRow] = []
         self.newest: list[NewestValue] = []
 
     def add(self, site: str, hub_id: str, hub_no: int, summaries: dict[str, SensorSummary]) -> None:
@@ -93,8 +96,8 @@ class SumsWriter:
     def write(self) -> None:
         """Write everything that was added."""
         _SET_SENSOR.run_many(self._connection, self._sensors)
-        _ADD_5MIN.run_many(self._connection, sorted(self._five_minutes, key=_place))
-        _ADD_1H.run_many(self._connection, sorted(self._hours, key=_place))
+        _ADD_5MIN.run_many(self._connection, sorted(self._five_minutes))
+        _ADD_1H.run_many(self._connection, sorted(self._hours))
 
     def _known(self, hub_no: int, summaries: dict[str, SensorSummary]) -> dict[str, tuple[int, Rank, int]]:
         known = self._read(hub_no)
@@ -112,15 +115,8 @@ class SumsWriter:
         }
 
 
-def _rows(sensor_no: int, buckets: dict[int, Rollup]) -> list[tuple[object, ...]]:
+def _rows(sensor_no: int, buckets: dict[int, Rollup]) -> list[RollupRow]:
     return [
         (bucket, sensor_no, rollup.count, rollup.minimum, rollup.maximum, rollup.total)
         for bucket, rollup in buckets.items()
     ]
-
-
-def _place(row: tuple[object, ...]) -> tuple[int, int]:
-    bucket, sensor_no = row[0], row[1]
-    assert isinstance(bucket, int)
-    assert isinstance(sensor_no, int)
-    return bucket, sensor_no

@@ -34,6 +34,7 @@ endpoints = {toml_strings(connectors)}  # "host:port", tried after discovery
 
 [cloud]
 endpoints = {toml_strings(cloud_endpoints)}  # used directly when no connector can be reached
+# proxy = "http://proxy.example:3128"  # by default HTTPS_PROXY and NO_PROXY of the environment count
 
 # A section of its own sets a sensor:
 # [sensors.cpu]
@@ -61,6 +62,7 @@ advertise = true                # answer the hubs' searches by SSDP
 
 [cloud]
 endpoints = {toml_strings(cloud_endpoints)}  # the cloud broker, tried in order
+# proxy = "http://proxy.example:3128"  # by default HTTPS_PROXY and NO_PROXY of the environment count
 """
 
 

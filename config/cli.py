@@ -31,6 +31,7 @@ COMMANDS: Final[Mapping[str, Lazy]] = {
     "broker": Lazy("broker.cli:broker", "Run a site's broker or the cloud broker."),
     "connector": Lazy("connector.cli:connector", "Run a site's connector."),
     "hub": Lazy("hub.cli:hub", "Run the sensor hub of this machine, or show its status."),
+    "doctor": Lazy("hub.doctor_cli:doctor", "Say what is wrong with this machine's hub, and what to do."),
     "cloud": Lazy("cloud.cli:cloud", "Run the cloud service; audit and read what it has stored."),
     "tail": Lazy("broker.tail:tail", "Print messages as a subscriber sees them."),
 }

@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from config.demo_fleet import SITE, DemoFleet, HubAudit, HubStatus
+from config.demo_fleet import CONNECTOR, SITE, DemoFleet, HubAudit, HubStatus
 
 SHOWN: Final = {
     "cpu.percent": "cpu %",
@@ -29,7 +29,20 @@ SHOWN: Final = {
 }
 """The values that the table has room for, and their headings."""
 
-PLAIN_WIDTH: Final = 110
+QUICK: Final = {
+    "HUBLINE_FAILBACK__PROBE_S": "3",
+    "HUBLINE_FAILBACK__STABLE_S": "5",
+    "HUBLINE_FAILBACK__JITTER_S": "5",
+}
+"""A minute's story instead of ten: with the defaults, hubs watch a connector for one to two minutes before they return."""
+
+SCRIPT_SECONDS: Final = 15
+"""How long all is well before the story begins, unless said."""
+
+TURN_S: Final = 0.5
+TOLD_EVERY_S: Final = 5.0
+
+PLAIN_WIDTH: Final = 130
 """Columns where there is no terminal: the tables are whole there, too."""
 
 
@@ -42,7 +55,9 @@ PLAIN_WIDTH: Final = 110
     type=click.Path(path_type=Path),
     help="Make the fleet here and keep it; without, a temporary folder that is removed.",
 )
-def demo(hubs: int, seconds: int, directory: Path | None) -> None:
+@click.option("--script", type=click.Choice(["outage"]), help="Then tell a story: the connector fails and comes back.")
+@click.option("--outage-s", default=10, show_default=True, type=click.IntRange(3, 300), help="The outage that counts.")
+def demo(hubs: int, seconds: int, directory: Path | None, script: str | None, outage_s: int) -> None:
     """Run cloud broker, cloud, site broker, connector and hubs on this machine, watch them, and audit them at the end.
 
     The exit status is 1 if a message was lost or stored twice.
@@ -51,6 +66,9 @@ def demo(hubs: int, seconds: int, directory: Path | None) -> None:
     with _folder(directory) as place, _interruptible():
         # Every two seconds instead of every ten: there is something to see.
         environ = {f"HUBLINE_SENSORS__{name}__INTERVAL_S": "2" for name in ("CPU", "MEMORY", "LOAD", "NETWORK", "DISK")}
+        if script == "outage":
+            environ |= QUICK | {"HUBLINE_FAILOVER__OUTAGE_S": str(outage_s)}
+            seconds = seconds or SCRIPT_SECONDS
         fleet = DemoFleet(place, hubs, environ)
         console.print(
             f"One site, [bold]{SITE}[/]: {hubs} hubs → site broker → connector → cloud broker → cloud → database,"
@@ -60,8 +78,13 @@ def demo(hubs: int, seconds: int, directory: Path | None) -> None:
         fleet.provision()
         try:
             fleet.start()
-            _watch(console, fleet, seconds)
-            verdicts = _audit(console, fleet)
+            try:
+                _watch(console, fleet, seconds)
+                if script == "outage":
+                    tell_outage(console, fleet, outage_s)
+            except KeyboardInterrupt:
+                console.print("Stopping.")
+            verdicts = _audit(fleet)
         finally:
             fleet.stop_all()
     _tell(console, verdicts)
@@ -99,25 +122,67 @@ def judge(status: HubStatus, audits: list[HubAudit]) -> Verdict:
     )
 
 
+def watch(console: Console, fleet: DemoFleet, done: Callable[[], bool], caption: Callable[[], str]) -> None:
+    """Show the fleet, live, until `done`. Raises KeyboardInterrupt, and HublineError if a role ends by itself."""
+    told_at = 0.0
+    with Live(_table(fleet, caption()), console=console, refresh_per_second=2, transient=True) as live:
+        while not done():
+            fleet.check()
+            time.sleep(TURN_S)
+            live.update(_table(fleet, caption()))
+            if not console.is_terminal and time.monotonic() - told_at > TOLD_EVERY_S:
+                told_at = time.monotonic()
+                console.print(_line(fleet))
+    console.print(_table(fleet, ""))
+
+
 def _watch(console: Console, fleet: DemoFleet, seconds: int) -> None:
     """Show the fleet until the time is over or Ctrl-C comes."""
     ends_at = time.monotonic() + seconds if seconds else float("inf")
-    console.print("[dim]Ctrl-C ends it with an audit.[/]" if not seconds else f"[dim]Ends after {seconds} s.[/]")
-    told_at = 0.0
-    try:
-        with Live(_table(fleet), console=console, refresh_per_second=2, transient=False) as live:
-            while time.monotonic() < ends_at:
-                fleet.check()
-                time.sleep(min(0.5, max(0.0, ends_at - time.monotonic())))
-                live.update(_table(fleet))
-                if not console.is_terminal and time.monotonic() - told_at > 5:
-                    told_at = time.monotonic()
-                    console.print(_line(fleet))
-    except KeyboardInterrupt:
-        console.print("Stopping.")
+    caption = f"for {seconds} s" if seconds else "Ctrl-C ends it with an audit"
+    watch(console, fleet, lambda: time.monotonic() >= ends_at, lambda: caption)
 
 
-def _audit(console: Console, fleet: DemoFleet) -> list[Verdict]:
+def tell_outage(console: Console, fleet: DemoFleet, outage_s: int) -> None:
+    """Kill the connector, wait until the hubs have gone to the cloud, start it again, wait until they are back."""
+    began_at = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"[bold]{time.monotonic() - began_at:5.1f} s[/]  {text}")
+
+    say(f"All is well: {len(fleet.hubs)} hubs send through connector {CONNECTOR}.")
+    fleet.kill("connector")
+    say("The connector is killed, as by a power cut. The site broker publishes its last will.")
+    say(
+        f"The hubs measure on and keep everything. After {outage_s} s without a connector (300 s by default) they go around it."
+    )
+    watch(console, fleet, lambda: fleet.all_on("direct"), lambda: _countdown(fleet))
+    say(
+        "Every hub sends to the cloud directly; what had waited is on its way. Nobody who reads the data sees a difference."
+    )
+    fleet.start_connector()
+    say(
+        "The connector is started again. The hubs go back when it has been good for a while, each at a moment of its own."
+    )
+    watch(
+        console,
+        fleet,
+        lambda: fleet.all_on("connector"),
+        lambda: "waiting until the connector has proven itself stable",
+    )
+    say(
+        f"Every hub sends through {CONNECTOR} again; each left the cloud only after its first acknowledgement from there."
+    )
+
+
+def _countdown(fleet: DemoFleet) -> str:
+    """Return when the hubs will go to the cloud."""
+    moments = [status.path.switch_at for hub_id in fleet.hubs if (status := fleet.status(hub_id)) is not None]
+    due = [moment / 1000 - time.time() for moment in moments if moment is not None]
+    return f"to the cloud in {max(0, round(max(due)))} s" if due else "switching"
+
+
+def _audit(fleet: DemoFleet) -> list[Verdict]:
     """Stop the hubs, so that their books are final, and compare them with the database."""
     fleet.stop(*fleet.hubs)
     audits = fleet.audit()
@@ -137,14 +202,14 @@ def _tell(console: Console, verdicts: list[Verdict]) -> None:
     console.print(f"[bold {'red' if lost or doubled else 'green'}]{lost} lost, {doubled} doubled[/]")
 
 
-def _table(fleet: DemoFleet) -> Table:
-    table = Table()
-    for column in ("hub", "path", *SHOWN.values(), "pending", "stored values"):
+def _table(fleet: DemoFleet, caption: str) -> Table:
+    table = Table(caption=caption or None, caption_justify="left")
+    for column in ("hub", "path", *SHOWN.values(), "points waiting", "values stored"):
         table.add_column(column, justify="left" if column in ("hub", "path") else "right", no_wrap=True)
     for hub_id in fleet.hubs:
         status, counts = fleet.status(hub_id), fleet.counts[hub_id]
         values = (_shown(counts.values.get(name)) for name in SHOWN)
-        pending = "" if status is None else str(status.outbox.pending)
+        pending = "" if status is None else str(status.outbox.points)
         table.add_row(hub_id, _path(status), *values, pending, f"{sum(counts.stored.values()):,}")
     return table
 

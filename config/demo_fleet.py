@@ -22,6 +22,7 @@ from config.errors import HublineError
 
 HUBLINE: Final = (sys.executable, "-c", "from config.cli import main; main()")
 SITE: Final = "berlin"
+CONNECTOR: Final = "berlin-1"
 FLEET: Final = "demo"
 
 
@@ -40,6 +41,7 @@ class HubPath(msgspec.Struct, frozen=True):
 
     kind: str
     connector: str | None
+    switch_at: int | None = None
 
 
 class HubStatus(msgspec.Struct, frozen=True):
@@ -99,7 +101,7 @@ class DemoFleet:
     def provision(self) -> None:
         """Make the authority and a bundle for every process, as `hubline provision` does."""
         provision.init(self.directory, FLEET, cloud_hosts=[f"127.0.0.1:{self.cloud_port}"])
-        provision.connector(self.directory, "berlin-1", SITE, port=self.site_port)
+        provision.connector(self.directory, CONNECTOR, SITE, port=self.site_port)
         for hub_id in self.hubs:
             provision.hub(self.directory, hub_id, SITE)
         bundle = provision.reader(self.directory, "viewer")
@@ -110,8 +112,8 @@ class DemoFleet:
         (self.directory / "logs").mkdir(exist_ok=True)
         self.run("cloud broker", ["broker", "run"], "broker", "cloud", self._listen(self.cloud_port))
         self.run("cloud", ["cloud", "run"], "cloud", "cloud")
-        self.run("site broker", ["broker", "run"], "broker", "berlin-1", self._listen(self.site_port))
-        self.run("connector", ["connector", "run"], "connector", "berlin-1")
+        self.run("site broker", ["broker", "run"], "broker", CONNECTOR, self._listen(self.site_port))
+        self.start_connector()
         for hub_id in self.hubs:
             self.run(hub_id, ["hub", "run"], "hub", hub_id)
         self._watch()
@@ -138,6 +140,21 @@ class DemoFleet:
             status = process.popen.poll()
             if status is not None:
                 raise HublineError(f"{process.name} ended with status {status}: {process.last_words()}")
+
+    def kill(self, name: str) -> None:
+        """End a role as a power cut does."""
+        process = self.processes.pop(name)
+        process.popen.kill()
+        process.popen.wait()
+
+    def start_connector(self) -> None:
+        """Start the site's connector, at first or again."""
+        self.run("connector", ["connector", "run"], "connector", CONNECTOR)
+
+    def all_on(self, kind: str) -> bool:
+        """Tell whether every hub sends over this kind of path: "connector", "direct" or "none"."""
+        statuses = [self.status(hub_id) for hub_id in self.hubs]
+        return all(status is not None and status.path.kind == kind for status in statuses)
 
     def stop(self, *names: str) -> None:
         """Stop roles cleanly, as a service manager does; one that does not end in time is killed."""

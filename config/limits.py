@@ -50,8 +50,8 @@ PACKET_MAX_BYTES: Final = MESSAGE_MAX_BYTES + TOPIC_MAX_BYTES + 16
 CONNECT_PACKET_MAX_BYTES: Final = 8 * 1024
 """A CONNECT carries a client id and a small will; anything larger is not one of ours."""
 
-SUBSCRIBER_QUEUE_MAX: Final = 10_000
-"""Messages waiting for one subscriber of the embedded broker; one that is further behind is disconnected."""
+SUBSCRIBER_QUEUE_MAX: Final = 50_000
+"""Messages waiting for one subscriber of the embedded broker: seconds of a busy one; who is further behind is disconnected."""
 
 SUBSCRIBER_QUEUE_MAX_BYTES: Final = 32 * 1024 * 1024
 """The same bound in bytes, for large messages."""
@@ -122,6 +122,9 @@ CONNECTIONS_CHECK_S: Final = 0.5
 CERTIFICATES_CHECK_S: Final = 2.0
 """How often it looks whether its certificate files have changed."""
 
+PROXY_REPLY_MAX_BYTES: Final = 16 * 1024
+"""What a proxy may say before the tunnel is open; its pages of errors are longer, and nobody reads them."""
+
 # --- Reconnecting ---------------------------------------------------------------------------------------------------
 
 BACKOFF_FIRST_S: Final = 1.0
@@ -140,6 +143,10 @@ STATE_WAIT_S: Final = 5.0
 
 OUTAGE_SAVE_S: Final = 5.0
 """How often a running outage is saved: a restart in between forgets no more than this."""
+
+SWITCH_JITTER_S: Final = 4.0
+"""A hub goes to the cloud up to this long after the configured outage, at random: hubs that lose their connector together do
+not arrive together, and the switch stays within 5 s."""
 
 CANDIDATES_MAX: Final = 32
 """Site brokers that a hub remembers; the longest unheard go first."""
@@ -253,6 +260,23 @@ STOP_DRAIN_S: Final = 2.0
 
 STOP_TIMEOUT_S: Final = 5.0
 """A role has stopped by then, or leaves the rest to the next start; service managers rely on it."""
+
+# --- The doctor -----------------------------------------------------------------------------------------------------
+
+DOCTOR_STEP_S: Final = 4.0
+"""For each of name resolution, TCP, TLS and MQTT: all in a row, with the rest, stay within what a person waits for, 20 s."""
+
+DOCTOR_STATE_WAIT_S: Final = 2.0
+"""How long the doctor listens at a broker for word of a connector; it is retained there, so it comes at once or not at all."""
+
+DOCTOR_STATE_SETTLE_S: Final = 0.3
+"""After the first word, how long it waits for that of a site's other connectors."""
+
+DOCTOR_TARGETS_MAX: Final = 8
+"""Site brokers, and cloud brokers, that one examination tries, all at once: below SESSIONS_PER_CERTIFICATE_MAX."""
+
+DOCTOR_DISK_LOW_BYTES: Final = 100 * 1024 * 1024
+"""Free disk below this gets a warning: an outage of some days must fit."""
 
 # --- SSDP -----------------------------------------------------------------------------------------------------------
 
@@ -390,7 +414,7 @@ STORE_CHECKPOINT_PAGES: Final = 4_000
 """Pages in the write-ahead log (16 MB) before they move to the database: a page written often moves once."""
 
 READ_PAGE_MESSAGES: Final = 500
-"""Messages read in one go by queries: each in a short transaction, so that a slow reader never keeps the log from being reused."""
+"""Messages read in one go by queries: each in a short transaction, so that no slow reader keeps the log from being reused."""
 
 # --- Setting up -----------------------------------------------------------------------------------------------------
 

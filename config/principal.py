@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, cast, get_args
-
-from cryptography import x509
-from cryptography.x509.oid import NameOID
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
 
 from config.errors import RefusedError
+
+if TYPE_CHECKING:  # A hub never reads a certificate this way, and the library takes a fifth of its memory.
+    from cryptography import x509
 
 Role: TypeAlias = Literal["hub", "connector", "broker", "cloud", "reader"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
@@ -47,6 +47,9 @@ def server_name(fleet: str, site: str) -> str:
 
 def principal_of(certificate: x509.Certificate) -> Principal:
     """Return who a leaf certificate is for. Raises RefusedError if it does not say so in the contract's way."""
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound as exc:

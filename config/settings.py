@@ -18,7 +18,7 @@ from config.sources import Effective
 if TYPE_CHECKING:
     from config.principal import Role  # Its cryptography is more than a process needs to read its settings.
 
-_HOST: Final = r"(\[[0-9a-fA-F:.%a-z]+\]|[^\s:\[\]]+)"
+_HOST: Final = r"(\[[0-9a-fA-F:.]+(%[A-Za-z0-9_.-]+)?\]|[^\s:\[\]]+)"
 _PORT: Final = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 
 Label: TypeAlias = Annotated[
@@ -49,6 +49,13 @@ DatabaseUrl: TypeAlias = Annotated[
     Meta(
         pattern=r"^(sqlite|postgresql)(\+[a-z0-9]+)?://",
         description='a URL like "sqlite:///cloud.db" or "postgresql://user:password@host/name"',
+    ),
+]
+ProxyUrl: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(none|http://([^\s/@]*@)?{_HOST}:{_PORT}/?)?\Z",
+        description='"http://host:port", "http://user:password@host:port", "none", or "" for what the environment says',
     ),
 ]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0)]
@@ -91,9 +98,10 @@ class HubConnector(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HubCloud(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[cloud]` of a hub: the cloud broker, for when there is no connector."""
+    """`[cloud]` of a hub: the cloud broker, for when there is no connector, and the HTTP proxy on the way there."""
 
     endpoints: list[Endpoint] = field(default_factory=list)
+    proxy: ProxyUrl = ""
 
 
 class Failover(Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,9 +161,10 @@ class ConnectorProcess(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ConnectorCloud(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[cloud]` of a connector: the cloud broker's addresses, tried in order."""
+    """`[cloud]` of a connector: the cloud broker's addresses, tried in order, and the HTTP proxy on the way there."""
 
     endpoints: list[Endpoint] = field(default_factory=list)
+    proxy: ProxyUrl = ""
 
 
 class ConnectorSettings(Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ from broker.client import Session, SessionOptions
 from broker.clock import unix_ms
 from broker.messages import ConnectorState
 from broker.process import StatusFile
+from broker.proxy import proxy_for
 from broker.runner import Runner
 from broker.tls import client_context
 from broker.topics import Topic
@@ -104,10 +105,12 @@ class Agent:
             tls = client_context(
                 identity, server_name(identity.fleet, identity.site if side is Side.SITE else CLOUD_SITE)
             )
+            endpoint = endpoints[turn % len(endpoints)]
+            proxy = proxy_for(endpoint, self.settings.cloud.proxy) if side is Side.CLOUD else None
         except SettingsError as exc:
             self._ended(side, "-", str(exc))
             return
-        options = SessionOptions(endpoints[turn % len(endpoints)], identity.name, tls, will)
+        options = SessionOptions(endpoint, identity.name, tls, will, proxy)
         self._numbers[side] = number
         session = Session(options, lambda event: self._on_session(side, session, event))
         self._sessions[side] = session

@@ -23,12 +23,22 @@ from hub.courier import Courier
 from hub.keeper import Keeper, Loaded, Report, Written
 from hub.link import Kind
 from hub.memory import PathMemory
-from hub.outbox import Outbox
+from hub.outbox import Outbox, OutboxDamagedError
 from hub.paths import Paths
 from hub.sampler import Sample, Sampler
 from hub.sensors import load_sensors
 
 log = structlog.get_logger(__name__)
+
+
+async def run_hub(settings: HubSettings, stop: asyncio.Event) -> None:
+    """Run a hub until `stop` is set. An outbox that breaks on the way is set aside, and the hub begins anew with another."""
+    while True:
+        try:
+            return await Agent(settings).run(stop)
+        except OutboxDamagedError as exc:
+            log.error("outbox_broke", reason=exc.reason)
+
 
 STATUS_FILE = "status.json"
 """In the hub's data_dir: what `hubline hub status` reads."""
@@ -139,7 +149,7 @@ class Agent:
     def _publish(self, seq: int, kind: str, body: bytes) -> None:
         identity = self.settings.identity
         topic = str(Topic.up(identity.fleet, identity.site, identity.name, kind))
-        self._paths.publish(topic, encode_envelope(self._courier.epoch, seq, unix_ms(), body))
+        self._paths.publish(topic, encode_envelope(self._courier.epoch, seq, unix_ms(), body), seq)
 
     # --- On the paths (Passenger) --------------------------------------------------------------------------------------
 
@@ -151,11 +161,9 @@ class Agent:
         """Keep everything for later."""
         self._runner.feed(courier.PathClosed())
 
-    def acknowledged(self, ack: Ack) -> bool:
-        """Forget what the cloud has; tell whether any of it was still waiting."""
-        before = self._courier.unacknowledged
+    def acknowledged(self, ack: Ack) -> None:
+        """Forget what the cloud has."""
         self._runner.feed(courier.Acknowledged(ack.epoch, tuple(ack.ranges)))
-        return self._courier.unacknowledged < before
 
     def path_changed(self) -> None:
         """Show it in the status file at once."""
@@ -212,7 +220,7 @@ class Agent:
 
 def _wall_ms(at: float | None) -> int | None:
     """Return a monotonic instant as Unix milliseconds, to the second: the two clocks drift, and a person reads it."""
-    return None if at is None else round((unix_ms() / 1000 + at - monotonic_s())) * 1000
+    return None if at is None else round(unix_ms() / 1000 + at - monotonic_s()) * 1000
 
 
 def _make_folder(data_dir: Path) -> None:

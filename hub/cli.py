@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -18,14 +19,17 @@ def hub() -> None:
 @_FILE
 def run(file: Path) -> None:
     """Measure and send until stopped."""
+    # Where it is installed, structlog loads rich for tracebacks in colour: 5 MB that a hub on a small machine has no use for.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+
     from broker.process import run_until_stopped
     from config import log
     from config.settings import HubSettings, load
-    from hub.agent import Agent
+    from hub.agent import run_hub
 
     settings = load(file, HubSettings)
     log.set_up(settings.log)
-    run_until_stopped(lambda stop: Agent(settings).run(stop))
+    run_until_stopped(lambda stop: run_hub(settings, stop))
 
 
 @hub.command()

@@ -17,7 +17,7 @@ import structlog
 
 from config import limits
 from config.errors import StorageError
-from hub.outbox import Changes, Entry, Outbox, OutboxMessage
+from hub.outbox import Changes, Entry, Outbox, OutboxDamagedError, OutboxMessage
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -119,7 +119,7 @@ class Keeper:
         self._stir()
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Work until cancelled. Raises OutboxDamagedError if the file breaks while it is open."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -131,6 +131,8 @@ class Keeper:
                 self.standing = await self.call(lambda: standing_of(self.outbox))
                 if self._asked:
                     await self._carry_out_loads()
+            except OutboxDamagedError:
+                raise  # No waiting mends it: the file must be set aside.
             except StorageError as exc:
                 self._refused(exc)
                 await asyncio.sleep(limits.OUTBOX_RETRY_S)

@@ -148,6 +148,7 @@ class _Session:
     started_at: float
     opened_at: float | None = None
     good_at: float | None = None  # Since when it has been good without a break.
+    used: bool = False
     proven: bool = False  # An acknowledgement has come through it.
     connectors: dict[str, ConnectorState] = field(default_factory=dict)
 
@@ -179,7 +180,7 @@ class Surroundings:
 
 
 class Link:
-    """The path of one hub. `hub_id` spreads hubs over connectors, `random` over time."""
+    """The path of one hub. `hub_id` spreads hubs over connectors, `random` over time, the switch over `switch_jitter_s`."""
 
     def __init__(
         self,
@@ -190,6 +191,7 @@ class Link:
         *,
         random: Random,
         started_at: float,
+        switch_jitter_s: float = limits.SWITCH_JITTER_S,
     ):
         self.hub_id = hub_id
         self.failover, self.failback, self.surroundings = failover, failback, surroundings
@@ -201,6 +203,11 @@ class Link:
         grace_s = failover.away_grace_s if surroundings.away else failover.start_grace_s
         self._start_grace_until = started_at + grace_s
         self._never_good = True
+        self._good_until = -inf  # When a connector's path was last known to be good, of those that are not any more.
+        self._entitled = (
+            False  # To the cloud without waiting: it went there, and no connector's path has proven itself since.
+        )
+        self._outage_saved_at = started_at
         self._random = random
         self._numbers = 0
         self._current: _Session | None = None
@@ -217,16 +224,23 @@ class Link:
         self._cloud_next_at = -inf
         self._cloud_turn = 0
         self._return_wait_s = 0.0
+        self._jitter_s = switch_jitter_s
+        self._switch_wait_s = random.uniform(0.0, switch_jitter_s)
         self._site_backoff = Backoff(random)
         self._cloud_backoff = Backoff(random)
 
     @property
     def switch_at(self) -> float | None:
         """Return when the hub goes, or was free to go, to the cloud; None while a connector's path is good."""
-        if self.out_at is None or not self.surroundings.cloud:
+        if not self.surroundings.cloud or (self.using is not None and self.using.kind is Kind.CONNECTOR):
+            return None
+        if self._entitled:
+            return self.using_since
+        if self.out_at is None:
             return None
         at = self.out_at + self.failover.outage_s
-        return min(at, self._start_grace_until) if self._never_good else at
+        # A whole site is cut off at the same moment, and must not arrive at the cloud at the same moment.
+        return self._switch_wait_s + (min(at, self._start_grace_until) if self._never_good else at)
 
     @property
     def watched(self) -> tuple[str, float | None] | None:
@@ -249,11 +263,12 @@ class Link:
             case ConnectorHeard(number, connector_id, state):
                 if (session := self._session(number)) is not None:
                     known = session.connectors.get(connector_id)
-                    if known is None or state.session >= known.session:  # Else a late will or birth.
+                    if known is None or _is_newer(state, known):  # Else a late will or birth.
                         session.connectors[connector_id] = state
             case CloudAcknowledged(number):
                 if (session := self._session(number)) is not None and session is self.using:
                     session.proven = True
+                    self._entitled = session.kind is Kind.DIRECT
             case ConnectorFound(endpoint):
                 self._found(endpoint)
             case SearchEnded():
@@ -293,6 +308,10 @@ class Link:
     def _ended(self, session: _Session, reason: str, alive_at: float, now: float) -> list[Command]:
         self.failures[session.kind] = f"{session.endpoint}: {reason}"
         was_leaving = session in self._leaving
+        if (
+            session is self._trial and self._observer is not None
+        ):  # The return has failed; what is watched is still good.
+            self._site_next_at = now + self._site_backoff.next_s()
         self._release(session)
         self._credit(session, now)
         if session.kind is Kind.DIRECT:
@@ -302,10 +321,16 @@ class Link:
         elif session.opened_at is not None and not was_leaving and session is not self.using:
             self._new_round(now)
         was_good, session.good_at = session.good_at is not None, None
-        if was_good and session.kind is Kind.CONNECTOR and not self._site_is_good():
-            self.out_at = alive_at
-            return [SaveOutage(alive_at)]
-        return []
+        return self._went_bad(alive_at, now) if was_good and session.kind is Kind.CONNECTOR else []
+
+    def _went_bad(self, until: float, now: float) -> list[Command]:
+        """Note until when a connector's path was good; if no other is, the outage has begun when the last one ended."""
+        self._good_until = max(self._good_until, until)
+        if self._site_is_good():
+            return []
+        self.out_at, self._outage_saved_at = self._good_until, now
+        self._switch_wait_s = self._random.uniform(0.0, self._jitter_s)
+        return [SaveOutage(self.out_at)]
 
     def _credit(self, session: _Session, now: float) -> None:
         """Forget earlier failures if the session that ends was stable."""
@@ -344,21 +369,23 @@ class Link:
 
     def _judge(self, now: float) -> list[Command]:
         """Note which sessions are good, and what that means for the outage."""
+        commands: list[Command] = []
         for session in self._all():
             if session.via is None:
-                session.good_at = None
+                was_good, session.good_at = session.good_at is not None, None
+                if was_good:
+                    commands += self._went_bad(now, now)
             elif session.good_at is None:
                 session.good_at = now
                 if session is self._observer:
                     self._return_wait_s = self.failback.stable_s + self._random.uniform(0, self.failback.jitter_s)
         if not self._site_is_good():
-            if self.out_at is None:
-                self.out_at = now
-                return [SaveOutage(now)]
+            if self.out_at is None:  # The last good one was left by ourselves.
+                commands += self._went_bad(now, now)
         elif self.out_at is not None or self._never_good:
             self.out_at, self._never_good = None, False
-            return [SaveOutage(None)]
-        return []
+            commands.append(SaveOutage(None))
+        return commands
 
     def _choose(self, now: float) -> list[Command]:
         """Use the best session that is good; the one before stays until the new one is proven."""
@@ -389,7 +416,8 @@ class Link:
 
     def _take_place(self, best: _Session, before: _Session | None) -> None:
         """Put the session that is used now into the place of its kind, and what it replaces among the leaving."""
-        best.proven = False
+        best.used, best.proven = True, False
+        self._entitled = self._entitled or best.kind is Kind.DIRECT
         self._release(best)
         replaced = [self._current] if best.kind is Kind.CONNECTOR else [self._cloud, self._current]
         if best.kind is Kind.CONNECTOR and before is not None and before is self._cloud:
@@ -411,7 +439,9 @@ class Link:
             yield -inf, self._drop_leaving
         if self._cloud is None and not through_site and (at := self.switch_at) is not None:
             yield max(at, self._cloud_next_at), self._try_cloud
-        if self._cloud is not None and using is not None and through_site and using.proven:
+        if self.out_at is not None and self._outage_saved_at < self.out_at + self.failover.outage_s:
+            yield self._outage_saved_at + limits.OUTAGE_SAVE_S, self._save_outage
+        if self._cloud is not None and using is not None and through_site and (using.proven or not self._cloud.used):
             yield -inf, self._drop_cloud
         for session, step in ((self._trial, self._drop_trial), (self._observer, self._drop_observer)):
             if session is not None and session.opened_at is not None and session.good_at is None:
@@ -516,6 +546,11 @@ class Link:
         self._trial, commands = self._connect(Kind.CONNECTOR, self._observer.endpoint, carrying=True, now=now)
         return commands
 
+    def _save_outage(self, now: float) -> list[Command]:
+        """Keep the outage on disk anew: by then the wall clock, all that the next run has, may have been set."""
+        self._outage_saved_at = now
+        return [SaveOutage(self.out_at)]
+
     def _drop_leaving(self, now: float) -> list[Command]:
         return [command for session in list(self._leaving) for command in self._drop(session, now)]
 
@@ -533,6 +568,11 @@ class Link:
         self._credit(session, now)
         self._release(session)
         return [Disconnect(session.number)]
+
+
+def _is_newer(state: ConnectorState, known: ConnectorState) -> bool:
+    """Tell whether a connector's state is not late: of a later session, or of one that has not ended by what is known."""
+    return (state.session, not state.online) >= (known.session, not known.online)
 
 
 class _Stage(Enum):

@@ -11,15 +11,25 @@ import msgspec
 import structlog
 
 from config import files
+from hub.network import is_fuller
 
 log = structlog.get_logger(__name__)
 
 
 class Remembered(msgspec.Struct, frozen=True):
-    """`endpoints`: site brokers, the best first. `outage_ms`: wall clock since when no path through a connector is good."""
+    """`endpoints`: site brokers, the best first. `outage_ms`: wall clock since when no path through a connector is good.
+
+    `network` is the fingerprint of the network where one of them worked last.
+    """
 
     endpoints: tuple[str, ...] = ()
     outage_ms: int | None = None
+    network: str | None = None
+
+
+def read_memory(file: Path) -> Remembered:
+    """Return what a hub remembers. Raises OSError and msgspec.DecodeError."""
+    return msgspec.json.decode(file.read_bytes(), type=Remembered)
 
 
 class PathMemory:
@@ -31,16 +41,21 @@ class PathMemory:
 
     def remember(self, endpoints: tuple[str, ...]) -> None:
         """Keep site brokers for the next start."""
-        self._save(Remembered(endpoints, self.kept.outage_ms))
+        self._save(msgspec.structs.replace(self.kept, endpoints=endpoints))
+
+    def remember_network(self, fingerprint: str | None) -> None:
+        """Keep the network where a connector was found, if it is another than the one kept or known better."""
+        if is_fuller(fingerprint, self.kept.network):
+            self._save(msgspec.structs.replace(self.kept, network=fingerprint))
 
     def save_outage(self, outage_ms: int | None) -> None:
         """Keep since when the outage lasts, or None that there is none."""
         if outage_ms != self.kept.outage_ms:
-            self._save(Remembered(self.kept.endpoints, outage_ms))
+            self._save(msgspec.structs.replace(self.kept, outage_ms=outage_ms))
 
     def _load(self) -> Remembered:
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Remembered)
+            return read_memory(self._file)
         except FileNotFoundError:
             return Remembered()
         except (OSError, msgspec.DecodeError) as exc:

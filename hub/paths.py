@@ -14,6 +14,8 @@ from broker.client import Session, SessionOptions, Will
 from broker.clock import unix_ms
 from broker.machine import Wakeup
 from broker.messages import Ack, ConnectorState, HubState
+from broker.proxy import proxy_for
+from broker.ranges import Ranges
 from broker.runner import Runner, monotonic_s
 from broker.tls import client_context
 from broker.topics import Topic, connector_filter, hub_filter
@@ -21,7 +23,7 @@ from config import limits
 from config.errors import ProtocolError, SettingsError
 from config.principal import CLOUD_SITE, server_name
 from config.settings import HubSettings
-from hub import discovery, link
+from hub import discovery, link, network
 from hub.link import Kind, Link, Surroundings
 from hub.memory import PathMemory
 
@@ -39,8 +41,8 @@ class Passenger(Protocol):
         """Nothing can be sent now."""
         ...
 
-    def acknowledged(self, ack: Ack) -> bool:
-        """Take an acknowledgement; tell whether it was of anything that waited."""
+    def acknowledged(self, ack: Ack) -> None:
+        """Take an acknowledgement; until the old path is dropped, it may come over both."""
         ...
 
     def path_changed(self) -> None:
@@ -68,6 +70,7 @@ class Paths:
         self._connecting: dict[int, asyncio.Task[None]] = {}
         self._numbers: dict[int, int] = {}  # Session numbers of those that carry messages.
         self._using: Session | None = None
+        self._unproven: Ranges | None = None  # Sent over the path in use, until one of them is acknowledged over it.
         self._tasks: set[asyncio.Task[None]] = set()
         self._streaks: dict[str, tuple[str, int]] = {}  # Last reason and length of each endpoint's failures.
         self.session_number = 0
@@ -77,11 +80,15 @@ class Paths:
 
     def start(self) -> None:
         """Begin to look for a path."""
+        network.ask_gateway()  # Answered by the time that there is one, and its fingerprint is kept.
         self._runner.feed(Wakeup())
 
-    def publish(self, topic: str, payload: bytes) -> bool:
-        """Send over the path in use, and tell whether the message was taken."""
-        return self._using is not None and self._using.publish(topic, payload)
+    def publish(self, topic: str, payload: bytes, seq: int) -> bool:
+        """Send a message over the path in use, and tell whether it was taken."""
+        taken = self._using is not None and self._using.publish(topic, payload)
+        if taken and self._unproven is not None:
+            self._unproven.add(seq, seq)
+        return taken
 
     async def stop(self) -> None:
         """Say goodbye on the path in use, and end all sessions cleanly."""
@@ -104,11 +111,15 @@ class Paths:
             # Between two runs only the wall clock tells; one that was set back can't prolong the outage's end.
             elapsed_s = min(max(0.0, (unix_ms() - kept.outage_ms) / 1000), settings.failover.outage_s)
             outage_at = now - elapsed_s
+        away = network.is_elsewhere(kept.network, network.fingerprint())
+        if away:
+            log.info("network_changed", grace_s=settings.failover.away_grace_s)
         surroundings = Surroundings(
             cached=kept.endpoints,
             configured=tuple(settings.connector.endpoints),
             cloud=tuple(settings.cloud.endpoints),
             discovery=settings.connector.discovery,
+            away=away,
             outage_at=outage_at,
         )
         return Link(
@@ -164,6 +175,7 @@ class Paths:
             tls = client_context(
                 identity, server_name(identity.fleet, identity.site if kind is Kind.CONNECTOR else CLOUD_SITE)
             )
+            proxy = proxy_for(endpoint, self._settings.cloud.proxy) if kind is Kind.DIRECT else None
         except SettingsError as exc:
             del self._connecting[number]
             self._numbers.pop(number, None)
@@ -171,7 +183,7 @@ class Paths:
             self._runner.feed(link.SessionEnded(number, str(exc)))
             return
         client_id = identity.name if carrying else f"{identity.name}.observer"
-        options = SessionOptions(endpoint, client_id, tls, will)
+        options = SessionOptions(endpoint, client_id, tls, will, proxy)
         session = Session(options, lambda event: self._on_session(number, kind, session, event))
         self._sessions[number] = session
         session.open()
@@ -179,6 +191,7 @@ class Paths:
     def _use(self, number: int, via: str) -> None:
         session = self._sessions[number]
         self._using, self.session_number, self.since_ms = session, self._numbers[number], unix_ms()
+        self._unproven = Ranges()
         birth = HubState(
             online=True,
             epoch=self._epoch,
@@ -189,6 +202,8 @@ class Paths:
             ts=unix_ms(),
         )
         session.publish(self._state_topic, messages.encode(birth), retain=True)
+        if via != messages.DIRECT:
+            self._memory.remember_network(network.fingerprint())
         log.info("path_taken", via=via, endpoint=session.options.endpoint, session=self.session_number)
         self._passenger.path_opened()
 
@@ -252,8 +267,10 @@ class Paths:
             topic = Topic.parse(text)
             match (topic.owner, topic.channel, topic.leaf):
                 case ("hub", "down", "ack"):
-                    counted = self._passenger.acknowledged(messages.decode(payload, Ack))
-                    if counted and session is self._using:
+                    ack = messages.decode(payload, Ack)
+                    self._passenger.acknowledged(ack)
+                    if session is self._using and self._is_proof(ack):
+                        self._unproven = None
                         self._runner.feed(link.CloudAcknowledged(number))
                 case ("connector", "state", _):
                     state = messages.decode(payload, ConnectorState)
@@ -262,6 +279,12 @@ class Paths:
                     log.debug("message_ignored", topic=text)  # Of a kind that this version does not know.
         except ProtocolError as exc:
             log.warning("message_refused", topic=text, reason=exc.reason)
+
+    def _is_proof(self, ack: Ack) -> bool:
+        """Tell whether an acknowledgement is the first of something that was sent over the path in use."""
+        if self._unproven is None or ack.epoch != self._epoch:
+            return False
+        return any(self._unproven.within(first, last) for first, last in ack.ranges)
 
     def _switch_in_s(self) -> int | None:
         switch_at = self.link.switch_at

@@ -102,7 +102,7 @@ def read_status(settings: HubSettings) -> Found:
 def told(found: Found) -> str:
     """Return the status as a few lines for a person, the most important first."""
     status = found.status
-    path, outbox = status.path, status.outbox
+    outbox = status.outbox
     lines = [f"{status.hub} at {status.site}: {_headline(found)}"]
     lines += _prospects(found) if found.running else []
     oldest = "" if outbox.oldest is None else f", the oldest of {_moment(outbox.oldest)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 import threading
 import time
@@ -41,6 +42,10 @@ def nothing_left_behind() -> Iterator[None]:
 def pytest_configure() -> None:
     """Mark this process, so that its descendants can be told from everything else on the machine."""
     os.environ[RUN] = secrets.token_hex(8)
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # As a shell's background job, which our children would inherit.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

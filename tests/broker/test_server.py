@@ -276,6 +276,7 @@ def test_nobody_is_blamed_for_a_time_in_which_the_broker_itself_was_held_up(tell
     async def story(server: CalledServer, fleet: FleetFiles) -> None:
         hub = await join(server, fleet.identity("hub", "pc-1", "berlin"), keep_alive_s=1)
         time.sleep(3)  # noqa: ASYNC251 - the whole process stands still, as if it were paused.
+        await asyncio.sleep(limits.CONNECTIONS_CHECK_S)  # It looks at its connections before the hub says a word.
         assert not await hub.quiet()
         assert not server.refusals.by_kind
         assert await hub.ended()  # Silent from now on, it is cut as ever.

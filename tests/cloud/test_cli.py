@@ -129,6 +129,9 @@ def test_gap_record_explains_what_will_never_come(store: Store, settings_file: P
         ("DELETE FROM messages WHERE seq = 2", "2 messages are stored, 3 are counted"),
         ("UPDATE messages SET seq = 7 WHERE seq = 2", "seq 7 holds another message"),
         ("UPDATE messages SET points = 5 WHERE seq = 2", "seq 2 holds another message"),
+        ("UPDATE messages SET payload = x'00' WHERE seq = 2", "seq 2 can't be read: a payload is damaged"),
+        ("UPDATE messages SET codec = 9 WHERE seq = 2", "seq 2 can't be read: payload code 9 is unknown"),
+        ("UPDATE messages SET payload = 'photos', codec = 0 WHERE seq = 2", "seq 2 can't be read: not JSON"),
         ("UPDATE coverage SET last_seq = 9", "9 seqs are covered, 3 messages came"),
     ],
 )

@@ -34,7 +34,7 @@ DEADLINE_S = 30.0
 async def until(true: Callable[[], object]) -> None:
     """Wait for something to become true, with a deadline."""
     async with asyncio.timeout(DEADLINE_S):
-        while not true():  # noqa: ASYNC110 - what is waited for is often in a file.
+        while not true():
             await asyncio.sleep(0.01)
 
 

@@ -64,6 +64,14 @@ def test_message_is_kept_as_received_with_its_times_and_points(store: Store, fil
     assert query(file, f"SELECT {columns} FROM messages") == [("readings", T0, T0 + 50, 2, T0 + 4, T0 + 9)]
 
 
+def test_payload_is_never_kept_larger_than_it_was(store: Store, file: Path) -> None:
+    """Some payloads don't compress: they are kept as they are."""
+    noise = readings(1, [(T0, {"x": 1})])
+    store.commit(batch(noise, readings(2, [(T0, {"x": "abc" * 500})])))
+    assert query(file, "SELECT length(payload) <= ? FROM messages WHERE seq = 1", len(noise)) == [(1,)]
+    assert query(file, "SELECT length(payload) < 300 FROM messages WHERE seq = 2") == [(1,)]
+
+
 def test_repetition_is_refused_and_counted_whatever_it_says(store: Store, file: Path) -> None:
     """The first of two messages with one number counts, in the same batch or years later."""
     assert store.commit(batch(one(1), one(2), one(1, 99))).duplicates == 1

@@ -43,7 +43,7 @@ class Ledger:
                 values = [found.values["n.value"] for found in decode(message.body, Readings).points]
                 assert message.points == len(values)
                 self.readings += [int(value) for value in values]
-            else:
+            elif message.kind == "events":
                 self._take_events(message)
 
     def _take_events(self, message: OutboxMessage) -> None:

@@ -12,7 +12,7 @@ import pytest
 from config import limits
 from config.errors import StorageError
 from hub.keeper import Keeper, Loaded, Report, Written
-from hub.outbox import Entry, Outbox
+from hub.outbox import Entry, Outbox, OutboxDamagedError
 
 
 def entries(first: int, count: int) -> list[Entry]:
@@ -45,8 +45,11 @@ class UnwillingOutbox(Outbox):
     """The real outbox on a disk that can be told to refuse."""
 
     refuses = False
+    broken = False
 
     def append(self, *arguments, **more):  # type: ignore[no-untyped-def]
+        if self.broken:
+            raise OutboxDamagedError(self.path, "malformed")
         if self.refuses:
             raise StorageError(self.path, "no space left on device")
         return super().append(*arguments, **more)
@@ -157,3 +160,21 @@ def test_what_the_cloud_has_is_deleted_while_appends_are_refused(tmp_path: Path)
         assert kept.keeper.standing.points == 1
 
     story(tmp_path, tell)
+
+
+def test_a_file_that_breaks_while_it_is_open_ends_the_keeper(tmp_path: Path) -> None:
+    """Waiting mends nothing: it must be set aside, which the next opening does."""
+
+    async def run() -> None:
+        outbox = UnwillingOutbox.open(tmp_path / "outbox.db")
+        assert isinstance(outbox, UnwillingOutbox)
+        kept = Kept(outbox)
+        working = asyncio.create_task(kept.keeper.run())
+        outbox.broken = True
+        kept.keeper.append("readings", entries(1, 1), {})
+        async with asyncio.timeout(20):
+            with pytest.raises(OutboxDamagedError):
+                await working
+        await kept.keeper.close()
+
+    asyncio.run(run())

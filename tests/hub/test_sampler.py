@@ -353,7 +353,7 @@ def test_nothing_is_delivered_after_the_end() -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110  # Threads set no asyncio.Event.
+        while not condition():  # Threads set no asyncio.Event.
             await asyncio.sleep(0.005)
 
 

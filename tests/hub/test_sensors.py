@@ -13,7 +13,9 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
+from broker.clock import unix_ms
 from broker.messages import is_value
+from broker.runner import monotonic_s
 from config import limits
 from config.errors import SettingsError
 from config.settings import Scalar
@@ -205,6 +207,17 @@ def test_the_counter_keeps_to_its_rate() -> None:
     points = counted(counter, 300)
     span_s = (points[-1].ts_ms - points[0].ts_ms) / 1000
     assert len(points) - 1 == pytest.approx(span_s * 1000, abs=60)
+
+
+def test_the_counter_does_not_make_up_for_a_pause() -> None:
+    """A machine that slept for a night must not send the night's counts in one burst."""
+    counter = CounterSensor(CounterSettings(rate_hz=limits.COUNTER_RATE_MAX_HZ), None)
+    begin, begin_ms = monotonic_s(), unix_ms()
+    wait_for(lambda: monotonic_s() > begin + 0.5, tries=50_000_000)
+    points = counter.sample()
+    assert counts(points) == list(range(1, 4001)), "twice what an interval brings"
+    assert points[0].ts_ms > begin_ms + 200
+    assert counts(counter.sample()[:1]) in ([], [4001])
 
 
 def test_a_damaged_state_does_not_stop_the_counter() -> None:
