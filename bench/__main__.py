@@ -9,7 +9,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 import click
 from rich.console import Console
@@ -20,6 +21,7 @@ from bench.scenarios import FULL, QUICK, Plan, Results
 from config.errors import HublineError
 
 DOCUMENT: Final = ROOT / "docs" / "performance.md"
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 WIDTH: Final = 130
 """Columns where there is no terminal."""
 
@@ -31,13 +33,16 @@ def main(quick: bool, write: bool) -> None:
     """Measure Hubline against Mosquitto bridged to Mosquitto, on loopback."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     plan = QUICK if quick else FULL
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     began = time.monotonic()
     try:
         peer.program()
         results = _measure(plan, lambda words: console.print(f"[dim]{time.monotonic() - began:5.0f} s[/]  {words}"))
         for grid in report.grids(results):
-            console.print(grid.on_terminal(), "")
+            console.print(f"\n[bold]{grid.title}[/]", *[grid.said] * bool(grid.said), sep="\n")
+            console.print(grid.on_terminal())
         console.print(report.machine(plan).replace("**", ""))
         if write:
             report.write(DOCUMENT, results, plan)
@@ -50,6 +55,10 @@ def main(quick: bool, write: bool) -> None:
         sys.exit(130)
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def _measure(plan: Plan, tell: scenarios.Tell) -> Results:
     """Measure in a temporary folder; whatever happens, no process and no file is left."""
     folder = Path(tempfile.mkdtemp(prefix="hubline-bench-"))
@@ -58,9 +67,12 @@ def _measure(plan: Plan, tell: scenarios.Tell) -> Results:
         try:
             return asyncio.run(scenarios.measure(rig, plan, tell))
         finally:
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)  # An impatient second Ctrl-C would leave processes behind.
             rig.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

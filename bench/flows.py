@@ -53,8 +53,9 @@ class Load:
             task.cancel()
         for hub in self.hubs:
             hub.withhold()
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while any(hub.outstanding for hub in self.hubs) and asyncio.get_running_loop().time() < deadline:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while any(hub.outstanding for hub in self.hubs) and loop.time() < deadline:  # noqa: ASYNC110 cheaper than events
             await asyncio.sleep(0.05)
         for task in self._tasks:
             task.cancel()

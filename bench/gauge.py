@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,9 +29,8 @@ class Wan:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Counters at one moment: monotonic seconds, CPU seconds of each process and of this one, WAN bytes if known."""
+    """Counters at one moment: CPU seconds of each process and of this one, WAN bytes if known."""
 
-    at: float
     cpu_s: Mapping[str, float]
     own_cpu_s: float
     wan: Wan | None
@@ -49,7 +47,7 @@ class Gauge:
     def usage(self) -> Usage:
         """Read the counters."""
         cpu_s = {name: _cpu_s(process) for name, process in self._processes.items()}
-        return Usage(time.monotonic(), cpu_s, _cpu_s(self._own), wan_bytes(self._bridge, self._cloud_port))
+        return Usage(cpu_s, _cpu_s(self._own), wan_bytes(self._bridge, self._cloud_port))
 
     def memory(self) -> dict[str, Memory]:
         """Read the memory of each process."""

@@ -16,7 +16,6 @@ from broker import packets
 from broker.clock import unix_ms
 from broker.messages import Ack, decode, encode_envelope
 from broker.runner import Runner
-from config import limits
 from config.endpoint import split_endpoint
 from hub import courier
 from hub.courier import Courier
@@ -26,7 +25,7 @@ KEEP_ALIVE_S: Final = 600
 """Longer than a run: no pings among what is counted."""
 SEQ_AT: Final = len(b'{"epoch":"0123456789abcdef","seq":')
 WINDOW: Final = 20
-"""Messages of one plain hub on their way: with 50 hubs fewer than either side's bounds, so that a slow one slows its senders down."""
+"""Messages of one plain hub on their way: 50 hubs stay below either side's bounds, so that a slow one slows its senders."""
 STALLED_S: Final = 5.0
 """What has not come out of a broker by then will never come: MQTT's own queues do not retransmit within a session."""
 
@@ -47,7 +46,7 @@ class Line(asyncio.Protocol):
         self._rest = b""
         self._packet_id = 0
         self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def open(self, endpoint: str, context: ssl.SSLContext) -> None:
         """Connect and open a session. Raises OSError, TimeoutError."""
@@ -101,7 +100,7 @@ class Line(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.lost.done():
-            self.lost.set_result(None)
+            self.lost.set_result(b"")
 
     def data_received(self, data: bytes) -> None:
         if self._rest:

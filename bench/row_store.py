@@ -88,9 +88,11 @@ async def main(endpoint: str, fleet: str, bundle: Path, file: Path) -> None:
     await line.subscribe(hub_filter(fleet, "+", "+", "up"), 1)
     print("[]", flush=True)  # It is ready.
     storing = asyncio.create_task(store.run())
-    await asyncio.wait([storing, line.lost], return_when=asyncio.FIRST_COMPLETED)
-    if storing.done():
-        storing.result()
+    line.lost.add_done_callback(lambda _: storing.cancel())
+    try:
+        await storing
+    except asyncio.CancelledError:
+        sys.exit("the broker closed the connection")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Plan:
     hub_s: float
 
 
-FULL: Final = Plan(pairs=5, warm_s=3, seconds=30, steady_s=15, hub_settles_s=10, hub_s=60)
+FULL: Final = Plan(pairs=5, warm_s=2, seconds=30, steady_s=10, hub_settles_s=10, hub_s=60)
 QUICK: Final = Plan(pairs=1, warm_s=1, seconds=4, steady_s=4, hub_settles_s=2, hub_s=10)
 
 
@@ -128,6 +128,7 @@ async def measure(rig: Rig, plan: Plan, tell: Tell) -> Results:
         "Through the brokers to a subscriber that counts",
         [(ours, lambda readings: flows.counted(rig, ours, readings)), (peer, lambda r: flows.counted(rig, peer, r))],
         readings=10,
+        with_idle=True,
     )
     rig.stop()
     tell("Starting them anew, with the cloud service, and for the peer a subscriber that stores rows.")
@@ -150,7 +151,7 @@ async def measure(rig: Rig, plan: Plan, tell: Tell) -> Results:
         (peer, lambda readings: flows.stored_as_rows(rig, peer, readings, commits)),
     ]
     try:
-        large = await _compare(rig, plan, tell, "Into the database", into_database, readings=100)
+        large = await _compare(rig, plan, tell, "Into the database", into_database, readings=100, with_idle=True)
         small = await _compare(rig, plan, tell, "Into the database", into_database, readings=10)
         steady = await _compare(
             rig, plan, tell, "Into the database at a steady load", into_database, readings=10, rate=STEADY_RATE
@@ -173,12 +174,13 @@ async def _compare(
     *,
     readings: int,
     rate: float | None = None,
+    with_idle: bool = False,
 ) -> Comparison:
     made = Readings(readings)
     found = Comparison(title, readings, made.payload_bytes, rate)
     pace = "as fast as it goes" if rate is None else f"{rate:g} messages/s"
     tell(f"{title}: {readings} readings in a message of {found.payload_bytes} bytes, {pace}.")
-    for side, flow in sides:
+    for side, flow in sides if with_idle else ():
         async with flow(made):
             await asyncio.sleep(plan.warm_s)
             found.idle |= {f"{side.name}: {name}": used for name, used in _gauge(rig, side).memory().items()}
@@ -197,33 +199,33 @@ async def _compare(
 
 
 async def _run(rig: Rig, side: Side, flow: AbstractAsyncContextManager[Load], plan: Plan, rate: float | None) -> Sample:
-    gauge = _gauge(rig, side)
+    """Run one load: its rate is that of the middle of the run; CPU and WAN bytes are of the whole, each message complete."""
+    gauge, loop = _gauge(rig, side), asyncio.get_running_loop()
     async with flow as load:
+        began, before = loop.time(), gauge.usage()
         load.start(rate)
         await asyncio.sleep(plan.warm_s)
-        before, arrived_before = gauge.usage(), load.arrived
+        counted_at, counted = loop.time(), load.arrived
         await asyncio.sleep(plan.seconds if rate is None else plan.steady_s)
-        after, arrived = gauge.usage(), load.arrived - arrived_before
+        messages_per_s = (load.arrived - counted) / (loop.time() - counted_at)
         memory = gauge.memory()
         rig.fleet.check()
         load.check()
-        if not arrived:
-            raise HublineError(f"{side.name}: nothing arrived; its logs are in {rig.directory / 'logs'}")
         await load.finish(DRAIN_S)
+        ended, after, arrived = loop.time(), gauge.usage(), load.arrived
+        if not messages_per_s:
+            raise HublineError(f"{side.name}: nothing arrived within {plan.seconds:g} s")
         plain = [hub for hub in load.hubs if isinstance(hub, PlainHub)]
-        again = sum(hub.sent_again for hub in load.hubs if isinstance(hub, CourierHub))
-        seconds = after.at - before.at
-        known = before.wan is not None and after.wan is not None
         return Sample(
             side=side,
-            messages_per_s=arrived / seconds,
+            messages_per_s=messages_per_s,
             cpu_s={name: (after.cpu_s[name] - before.cpu_s[name]) / arrived * 1000 for name in after.cpu_s},
-            load_cores=(after.own_cpu_s - before.own_cpu_s) / seconds,
-            wan_up=(after.wan.up - before.wan.up) / arrived if known and before.wan and after.wan else None,
-            wan_down=(after.wan.down - before.wan.down) / arrived if known and before.wan and after.wan else None,
+            load_cores=(after.own_cpu_s - before.own_cpu_s) / (ended - began),
+            wan_up=(after.wan.up - before.wan.up) / arrived if before.wan and after.wan else None,
+            wan_down=(after.wan.down - before.wan.down) / arrived if before.wan and after.wan else None,
             memory=memory,
             sent=load.sent,
-            sent_again=again,
+            sent_again=sum(hub.sent_again for hub in load.hubs if isinstance(hub, CourierHub)),
             lost=sum(hub.lost for hub in plain) + sum(hub.outstanding for hub in load.hubs),
             doubled=sum(hub.doubled for hub in plain),
         )
