@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 import click
 from rich.console import Console
 
-from bench import peer, report, scenarios
+from bench import failover, peer, reconnect, report, scenarios
 from bench.rig import ROOT, Rig
 from bench.scenarios import FULL, QUICK, Plan, Results
 from config.errors import HublineError
@@ -46,6 +46,15 @@ def main(quick: bool, write: bool) -> None:
         console.print(report.machine(plan).replace("**", ""))
         if write:
             report.write(DOCUMENT, results, plan)
+        for name, measured in (
+            ("failover", failover.grid(failover.measure(rounds=1 if quick else 5))),
+            ("reconnect", reconnect.grid(reconnect.measure(pairs=1 if quick else 5))),
+        ):
+            console.print(f"\n[bold]{measured.title}[/]", measured.said, sep="\n")
+            console.print(measured.on_terminal())
+            if write:
+                report.write_section(DOCUMENT, name, measured)
+        if write:
             console.print(f"Written into {DOCUMENT.relative_to(ROOT)}.")
     except (HublineError, OSError) as exc:
         console.print(f"bench: {exc}", style="red", markup=False)

@@ -67,13 +67,21 @@ def grids(results: Results) -> list[Grid]:
 
 def write(document: Path, results: Results, plan: Plan) -> None:
     """Put the tables between the document's markers. Raises SettingsError if it has none."""
-    text = document.read_text("utf-8")
-    if BEGIN not in text or END not in text.partition(BEGIN)[2]:
-        raise SettingsError(f"has no place for the tables: {BEGIN} … {END}", file=document)
-    head, _, rest = text.partition(BEGIN)
     tables = "\n\n".join(grid.markdown() for grid in grids(results))
-    content = f"{BEGIN}\n\n{machine(plan)}\n\n{tables}\n\n"
-    document.write_text(f"{head}{content}{END}{rest.partition(END)[2]}", "utf-8")
+    _put(document, BEGIN, END, f"{machine(plan)}\n\n{tables}")
+
+
+def write_section(document: Path, name: str, grid: Grid) -> None:
+    """Put one table between the document's markers of this name. Raises SettingsError if it has none."""
+    _put(document, f"<!-- {name}: begin -->", f"<!-- {name}: end -->", grid.markdown())
+
+
+def _put(document: Path, begin: str, end: str, content: str) -> None:
+    text = document.read_text("utf-8")
+    if begin not in text or end not in text.partition(begin)[2]:
+        raise SettingsError(f"has no place for the tables: {begin} … {end}", file=document)
+    head, _, rest = text.partition(begin)
+    document.write_text(f"{head}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}", "utf-8")
 
 
 def machine(plan: Plan) -> str:

@@ -122,7 +122,7 @@ class Session:
 
     @property
     def in_flight(self) -> int:
-        """Return how many QoS 1 publishes wait for their PUBACK."""
+        """Return how many publishes wait: at QoS 1 for their PUBACK, at QoS 0 to be written."""
         return self._published - self._acknowledged
 
     def open(self) -> None:
@@ -138,8 +138,7 @@ class Session:
         if not self._opened or self._over or self.in_flight >= limits.SESSION_IN_FLIGHT_MAX:
             self.dropped += 1
             return False
-        if qos:
-            self._published += 1
+        self._published += 1
         self._client.publish(topic, payload, qos, retain)
         return True
 

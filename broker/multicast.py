@@ -28,11 +28,14 @@ def usable_addresses() -> list[Address]:
     """Return where SSDP can be spoken: IPv4 (loopback too) and IPv6 link-local, of every interface that is up.
 
     Loopback first, then IPv4, then IPv6; at most SSDP_INTERFACES_MAX. IPv6 on loopback is left out: there is no
-    route for a group.
+    route for a group. Raises OSError where the system won't tell.
     """
-    states = psutil.net_if_stats()
+    try:
+        states, found = psutil.net_if_stats(), psutil.net_if_addrs()
+    except psutil.Error as exc:
+        raise OSError(str(exc)) from exc
     addresses: list[Address] = []
-    for name, entries in psutil.net_if_addrs().items():
+    for name, entries in found.items():
         interface = name.partition(":")[0] if sys.platform == "linux" else name  # "eth0:1" is a second address of eth0.
         state = states.get(interface)
         if state is None or not state.isup:
@@ -40,7 +43,10 @@ def usable_addresses() -> list[Address]:
         for entry in entries:
             if entry.family not in (socket.AF_INET, socket.AF_INET6):
                 continue
-            address = _address(interface, entry.address, entry.netmask)
+            try:
+                address = _address(interface, entry.address, entry.netmask)
+            except ValueError:
+                continue  # Of a form that nobody has met; the other addresses will do.
             # Windows tells no flags; loopback has not the flag on Linux and does it all the same.
             if address and (not state.flags or "multicast" in state.flags.split(",") or address.ip.is_loopback):
                 addresses.append(address)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import orjson
 import structlog
@@ -16,17 +17,31 @@ from config import limits
 
 _STILL_TURNS: Final = max(1, int(limits.STATUS_STALE_S / limits.STATUS_INTERVAL_S / 2))
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run `main(stop)` to its end; SIGTERM, Ctrl-C and (on Windows) Ctrl-Break set `stop`, and `main` has to return.
 
-    A second signal ends the process at once, as a person who asks twice expects.
+    A second signal ends the process at once, as a person who asks twice expects. A fault of ours in a callback or a
+    `watched` task ends it too, with status 1: a service manager starts it anew, where half a process would go on in silence.
     """
+    faults: list[BaseException] = []
 
     async def supervised() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+
+        def on_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+            exc = context.get("exception")
+            if isinstance(exc, Exception) and not isinstance(exc, OSError):
+                log.error("internal_error", what=str(context.get("message")), exc_info=exc)
+                faults.append(exc)
+                stop.set()
+            else:  # A socket's own trouble; whoever uses it hears of it as a loss.
+                log.debug("loop_complained", what=str(context.get("message")), reason=str(exc))
+
+        loop.set_exception_handler(on_exception)
 
         def on_signal(number: int) -> None:
             if stop.is_set():
@@ -44,6 +59,19 @@ def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         await main(stop)
 
     asyncio.run(supervised())
+    if faults:
+        sys.exit(1)
+
+
+def watched(task: asyncio.Task[T]) -> asyncio.Task[T]:
+    """Return a background task whose failure is told to the event loop at once, not when the task is thrown away."""
+
+    def look(done: asyncio.Task[T]) -> None:
+        if not done.cancelled() and (exc := done.exception()) is not None:
+            done.get_loop().call_exception_handler({"message": f"task {done.get_name()} failed", "exception": exc})
+
+    task.add_done_callback(look)
+    return task
 
 
 def write_status(file: Path, content: dict[str, object]) -> None:

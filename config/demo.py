@@ -88,7 +88,7 @@ def demo(hubs: int, seconds: int, directory: Path | None, script: str | None, ou
         finally:
             fleet.stop_all()
     _tell(console, verdicts)
-    sys.exit(any(verdict.lost or verdict.doubled for verdict in verdicts))
+    sys.exit(not is_clean(verdicts, hubs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +104,28 @@ class Verdict:
     refused: int
 
 
+def is_clean(verdicts: list[Verdict], hubs: int) -> bool:
+    """Tell whether every hub has said what it wrote, something is stored of each, and nothing is lost or doubled."""
+    return len(verdicts) == hubs and all(
+        verdict.stored and not verdict.lost and not verdict.doubled for verdict in verdicts
+    )
+
+
 def judge(status: HubStatus, audits: list[HubAudit]) -> Verdict:
     """Compare a stopped hub's own books with the database's."""
     found = next((audit for audit in audits if (audit.hub, audit.epoch) == (status.hub, status.epoch)), None)
     outbox = status.outbox
     stored = 0 if found is None else found.points
     expected = outbox.points_written - outbox.points - outbox.points_lost
+    # By their numbers, too: a sum can't tell a loss beside a double. What still waits in the hub is missing, and not lost.
+    missing = 0 if found is None else sum(last - first + 1 for first, last in found.missing)
     # A message may have been stored whose acknowledgement the hub did not wait for: then it is in both places.
     return Verdict(
         hub=status.hub,
         written=outbox.points_written,
         stored=stored,
         waiting=outbox.points,
-        lost=max(0, expected - stored),
+        lost=max(0, expected - stored, missing - outbox.pending),
         doubled=max(0, stored - expected - outbox.points),
         refused=0 if found is None else found.duplicates_refused,
     )

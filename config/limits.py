@@ -33,7 +33,7 @@ TOPIC_MAX_BYTES: Final = 512
 # --- MQTT -----------------------------------------------------------------------------------------------------------
 
 KEEP_ALIVE_S: Final = 20
-"""Seconds between life signs: a silent loss is seen by both sides in 30 s, a tenth of the outage that counts."""
+"""Seconds between life signs: the broker sees a silent loss in 30 s and the client in 40, well within the outage that counts."""
 
 KEEP_ALIVE_GRACE: Final = 1.5
 """MQTT 3.1.1, 3.1.2.10: the server waits one and a half times the keep alive."""
@@ -69,7 +69,8 @@ INBOX_MAX: Final = 20_000
 """Received messages that wait for the event loop; beyond it the newest are dropped and come again by retransmission."""
 
 SESSION_IN_FLIGHT_MAX: Final = 2_000
-"""QoS 1 publishes of one session that wait for their PUBACK before further ones are dropped."""
+"""Publishes of one session that wait for the network or for their PUBACK before further ones are dropped; above what a bridge
+lets wait, so that births and wills always find room."""
 
 REFUSALS_KEPT: Final = 1_000
 """Refused actions that the broker remembers by client for its counters; older clients are counted together."""
@@ -167,6 +168,9 @@ OUTBOX_MEMORY_POINTS: Final = 10_000
 
 OUTBOX_RETRY_S: Final = 1.0
 """How long to wait before a disk that has refused is asked again."""
+
+OUTBOX_RESERVE_BYTES: Final = 1024 * 1024
+"""Room on the disk for SQLite's log of a deletion, given up when the disk is full (a window of messages needs less)."""
 
 OUTBOX_LOSSES_MAX: Final = 100
 """Separate losses in memory while the disk refuses; further ones are counted together."""
@@ -333,10 +337,10 @@ SSDP_ANNOUNCE_SPACING_S: Final = 1.0
 
 # --- The connector --------------------------------------------------------------------------------------------------
 
-BRIDGE_IN_FLIGHT_MAX: Final = 2_000
+BRIDGE_IN_FLIGHT_MAX: Final = 1_500
 """Messages forwarded upstream without PUBACK; further ones are dropped, and their hubs send them again."""
 
-BRIDGE_DOWN_IN_FLIGHT_MAX: Final = 2_000
+BRIDGE_DOWN_IN_FLIGHT_MAX: Final = 1_500
 """The same for what goes down to the site."""
 
 # --- The cloud ------------------------------------------------------------------------------------------------------

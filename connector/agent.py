@@ -12,13 +12,13 @@ from broker import client, messages
 from broker.client import Session, SessionOptions
 from broker.clock import unix_ms
 from broker.messages import ConnectorState
-from broker.process import StatusFile
+from broker.process import StatusFile, watched
 from broker.proxy import proxy_for
 from broker.runner import Runner
 from broker.tls import client_context
 from broker.topics import Topic
 from config.endpoint import split_endpoint
-from config.errors import SettingsError
+from config.errors import SettingsError, StorageError
 from config.principal import CLOUD_SITE, server_name
 from config.settings import ConnectorSettings
 from connector.announcing import Announcer
@@ -50,6 +50,7 @@ class Agent:
         self._runner: Runner[Event, Command] = Runner(self._bridge, self._execute)
         self._sessions: dict[Side, Session] = {}
         self._numbers = {Side.SITE: 0, Side.CLOUD: 0}
+        self._last_session = 0
         self._upstream_since_ms = unix_ms()
         self._failures = {Side.SITE: 0, Side.CLOUD: 0}
         self._status = StatusFile(data_dir / "status.json", self._describe)
@@ -64,19 +65,18 @@ class Agent:
             announcer = Announcer(identity.fleet, identity.site, port, self._memory.uuid)
             await announcer.start()
         self._runner.feed(Started())
-        status = asyncio.create_task(self._status.keep())
+        status = watched(asyncio.create_task(self._status.keep(), name="status"))
         log.info("connector_started", connector=identity.name, site=identity.site)
         try:
             await stop.wait()
         finally:
             self._stopping = True
             self._runner.close()
+            for side in self._sessions:
+                self._publish_state(side, online=False, upstream_up=False)
+            await asyncio.gather(*(session.close() for session in self._sessions.values()))
             if announcer is not None:
                 await announcer.stop()
-            for side, session in self._sessions.items():
-                self._publish_state(side, online=False, upstream_up=False)
-                log.debug("session_closing", side=side.value)
-                await session.close()
             status.cancel()
             self._status.write()
             log.info("connector_stopped", connector=identity.name)
@@ -99,7 +99,7 @@ class Agent:
     def _connect(self, side: Side, turn: int) -> None:
         identity = self.settings.identity
         endpoints = [self.settings.connector.site_broker] if side is Side.SITE else self.settings.cloud.endpoints
-        number = self._memory.next_session()
+        number = self._next_session()
         will = client.Will(self._state_topic, messages.encode(ConnectorState(online=False, session=number)))
         try:
             tls = client_context(
@@ -115,6 +115,14 @@ class Agent:
         session = Session(options, lambda event: self._on_session(side, session, event))
         self._sessions[side] = session
         session.open()
+
+    def _next_session(self) -> int:
+        try:
+            self._last_session = max(self._last_session + 1, self._memory.next_session())
+        except StorageError as exc:
+            log.warning("session_number_not_saved", reason=exc.reason)
+            self._last_session += 1  # A full disk must not keep the site from the cloud.
+        return self._last_session
 
     def _publish_state(self, side: Side, *, online: bool, upstream_up: bool) -> None:
         state = ConnectorState(

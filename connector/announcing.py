@@ -16,6 +16,7 @@ import psutil
 import structlog
 
 from broker import multicast, ssdp
+from broker.process import watched
 from broker.runner import Runner
 from broker.ssdp import Address
 from config import limits
@@ -66,7 +67,7 @@ class Announcer:
         self._runner = runner
         await self._look(runner)
         runner.feed(Started(tuple(self._senders)))
-        self._polling = asyncio.create_task(self._poll(runner))
+        self._polling = watched(asyncio.create_task(self._poll(runner), name="announcer"))
 
     async def stop(self) -> None:
         """Take leave of every interface and close all sockets; may be called twice."""

@@ -180,7 +180,7 @@ class Bridge:
         if not self._open[target]:
             return self._dropped(target, "closed")
         bound = limits.BRIDGE_IN_FLIGHT_MAX if target is Side.CLOUD else limits.BRIDGE_DOWN_IN_FLIGHT_MAX
-        if in_flight >= bound:
+        if in_flight >= bound and topic.channel != "state":  # Births and wills are few, and nobody sends them again.
             return self._dropped(target, "full")
         self.counters[f"to_{target.value}"] += 1
         qos = 0 if topic.leaf == "ack" else 1

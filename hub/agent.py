@@ -171,7 +171,10 @@ class Agent:
 
     async def _next_session(self) -> int:
         try:
-            self._last_session = max(self._last_session + 1, await self._keeper.call(self._outbox.next_session))
+            number = await self._keeper.call(self._outbox.next_session)
+            while number <= self._last_session:  # Numbers were given while the disk refused: let it catch up with them.
+                number = await self._keeper.call(self._outbox.next_session)
+            self._last_session = number
         except StorageError as exc:
             # A full disk must not keep the hub from sending what fills it.
             log.warning("session_number_not_saved", reason=exc.reason)

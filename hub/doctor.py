@@ -26,7 +26,7 @@ from hub.doctor_verdict import Situation, verdict
 from hub.link import Kind
 from hub.status import HubStatus, read_status
 
-_TAKEN: Final = ("mqtt", State.OK)
+_REACHED: Final = ("tcp", State.OK)
 
 
 async def examine(file: Path, settings: HubSettings) -> Report:
@@ -122,21 +122,21 @@ def _cloud_targets(proxies: Mapping[str, Proxy | None]) -> list[Target]:
 def _steps(probed: Sequence[Probed]) -> list[Check]:
     """Return all steps; what failed counts less where another broker of the kind, or a connector, works."""
     good = {each.target.kind for each in probed if each.via is not None}
-    taken = {each.target.kind for each in probed for step in each.steps if (step.name, step.state) == _TAKEN}
-    return [_weighed(step, each.target, good, taken) for each in probed for step in each.steps]
+    reached = {each.target.kind for each in probed for step in each.steps if (step.name, step.state) == _REACHED}
+    return [_weighed(step, each.target, good, reached) for each in probed for step in each.steps]
 
 
-def _weighed(step: Check, target: Target, good: set[Kind], taken: set[Kind]) -> Check:
+def _weighed(step: Check, target: Target, good: set[Kind], reached: set[Kind]) -> Check:
     if step.state is not State.PROBLEM:
         return step
     if (
         step.name == "tcp"
         and target.kind is Kind.CONNECTOR
-        and target.kind in taken
+        and target.kind in reached
         and IN_SETTINGS not in target.origin
     ):
         # A connector tells every address that its machine has, and its broker need not listen on each.
-        return replace(step, state=State.OK, text=f"{step.text}; not needed, another address works", todo=None)
+        return replace(step, state=State.OK, text=f"{step.text}; not needed, another address answers", todo=None)
     harmless = target.kind in good or Kind.CONNECTOR in good
     return replace(step, state=State.WARNING) if harmless else step
 

@@ -25,8 +25,6 @@ from hub.memory import Remembered, read_memory
 from hub.network import is_elsewhere
 from hub.outbox_file import APPLICATION_ID
 
-_BUNDLE = "take ca.pem, cert.pem and key.pem from one bundle of this hub"
-_RENEW = "a new bundle comes from `hubline provision renew`"
 _SET_CLOCK = "set this machine's clock, and let it be kept right (NTP)"
 
 
@@ -96,7 +94,7 @@ def certificate(settings: HubSettings) -> Check:
     if found:
         worst = State.PROBLEM if any(finding.fatal for finding in found) else State.WARNING
         first = min(found, key=lambda finding: not finding.fatal)
-        todo = f"{_BUNDLE}; {_RENEW}" if first.fatal else None  # A lesser one says itself what to do.
+        todo = _way_out(leaves, settings) if first.fatal else None  # A lesser one says itself what to do.
         return Check("certificate", worst, f"{first.file.name} {first.problem}", todo, lines[1:] and lines, details)
     leaf = leaves[0]
     text = (
@@ -104,6 +102,15 @@ def certificate(settings: HubSettings) -> Check:
         f"valid until {leaf.not_valid_after_utc:%Y-%m-%d}"
     )
     return Check("certificate", State.OK, text, details=details)
+
+
+def _way_out(leaves: Sequence[x509.Certificate], settings: HubSettings) -> str:
+    now = pki.utc_now()
+    if any(now < leaf.not_valid_before_utc for leaf in leaves):
+        return _SET_CLOCK
+    if any(now > leaf.not_valid_after_utc for leaf in leaves):
+        return f"`hubline provision renew hub/{settings.identity.name}` makes a new bundle: copy it here"
+    return "take ca.pem, cert.pem and key.pem from one bundle of this hub"
 
 
 def _described(leaf: x509.Certificate) -> dict[str, object]:

@@ -18,7 +18,7 @@ from cryptography import x509
 from broker import messages
 from broker.client import HTTPS_PORT, Lost, Opened, Received, Refused, Session, SessionEvent, SessionOptions
 from broker.messages import ConnectorState
-from broker.proxy import Proxy, tunnel
+from broker.proxy import SETTING, Proxy, tunnel
 from broker.runner import monotonic_s
 from broker.tls import ALPN, NamedContext, client_context, describe_tls_error
 from broker.topics import Topic, connector_filter
@@ -162,17 +162,25 @@ def _dial(target: Target, addresses: Mapping[str, list[str]]) -> socket.socket |
 
 def _refused(at: str, failure: Exception, target: Target) -> tuple[str, str]:
     if target.proxy is not None:
-        runs, known = "is the proxy's address right", "or name another proxy"
-    elif target.kind is Kind.CONNECTOR:
+        wrong = f'correct the proxy in {target.proxy.origin}, or set {SETTING} = "none" if none is needed'
+        if isinstance(failure, ConnectionRefusedError):
+            return f"{at}: nothing listens there (connection refused)", wrong
+        return f"{at}: {_plain(failure)}", wrong
+    if target.kind is Kind.CONNECTOR:
         runs, known = "does the site's broker run there (hubline broker run)", "or has it another address now"
     else:
         runs, known = "does the cloud broker run", "or has it another address"
     if isinstance(failure, ConnectionRefusedError):
         return f"{at}: nothing listens there (connection refused)", f"{runs}? {known}?"
     if isinstance(failure, TimeoutError):
-        return f"{at}: no answer within {limits.DOCTOR_STEP_S:g} s", f"is a firewall in between? {runs}? {known}?"
-    words = (getattr(failure, "strerror", None) or str(failure)).lower()
-    return f"{at}: {words}", f"does this machine's network lead there? {known}?"
+        return f"{at}: {_plain(failure)}", f"is a firewall in between? {runs}? {known}?"
+    return f"{at}: {_plain(failure)}", f"does this machine's network lead there? {known}?"
+
+
+def _plain(failure: Exception) -> str:
+    if isinstance(failure, TimeoutError):
+        return f"no answer within {limits.DOCTOR_STEP_S:g} s"
+    return (getattr(failure, "strerror", None) or str(failure)).lower()
 
 
 def _shake(target: Target, tls: NamedContext, sock: socket.socket, addresses: Mapping[str, list[str]]) -> Check:
@@ -190,7 +198,7 @@ def _shake(target: Target, tls: NamedContext, sock: socket.socket, addresses: Ma
     except ssl.SSLCertVerificationError as exc:
         return _unproven(target, tls, exc, _look(target, tls, addresses))
     except (OSError, ValueError) as exc:
-        text = f"{target.title}: {describe_tls_error(exc)}"
+        text = f"{target.title}: {_in_words(exc)}"
         reason = exc.reason if isinstance(exc, ssl.SSLError) else None
         if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
             return _failed("tls", target, text, "another service listens there: check the port")
@@ -216,7 +224,7 @@ def _look(target: Target, tls: NamedContext, addresses: Mapping[str, list[str]])
 def _unproven(
     target: Target, tls: NamedContext, exc: ssl.SSLCertVerificationError, certificate: x509.Certificate | None
 ) -> Check:
-    text = f"{target.title} does not prove to be {tls.server_name}: {describe_tls_error(exc)}"
+    text = f"{target.title} does not prove to be {tls.server_name}: {_in_words(exc)}"
     lines: list[str] = []
     if certificate is not None:
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -238,6 +246,15 @@ def _unproven(
         case _:
             todo = "another fleet's broker has this address, or ca.pem here is out of date: take it from a new bundle"
     return replace(_failed("tls", target, text, todo, _details(certificate)), lines=lines)
+
+
+def _in_words(exc: BaseException) -> str:
+    return _addressed(describe_tls_error(exc).removeprefix("the peer's certificate is refused: "))
+
+
+def _addressed(reason: str) -> str:
+    """Say "this hub" where a log of the hub says "we"."""
+    return reason.replace("the peer refuses our certificate", "it refuses this hub's certificate")
 
 
 def _said_by(certificate: x509.Certificate) -> str:
@@ -316,7 +333,7 @@ async def _speak(
                 todo = (
                     "give this hub a valid bundle (hubline provision renew), or set the clocks of both machines right"
                 )
-            mqtt = _failed("mqtt", target, f"{target.title}: {reason}", todo)
+            mqtt = _failed("mqtt", target, f"{target.title}: {_addressed(reason)}", todo)
             return Probed(target, (*before, mqtt))
         case _:
             mqtt = _failed("mqtt", target, f"{target.title} ended the session at once", "look into the broker's log")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
@@ -18,6 +18,7 @@ import structlog
 from config import limits
 from config.errors import StorageError
 from hub.outbox import Changes, Entry, Outbox, OutboxDamagedError, OutboxMessage
+from hub.reserve import Reserve
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -99,6 +100,8 @@ class Keeper:
         self._idle = asyncio.Event()
         self._idle.set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
+        self._reserve = Reserve(outbox.path.with_name(f"{outbox.path.name}.reserve"))
+        self._reserve.hold()
 
     def append(self, kind: str, entries: Sequence[Entry], states: Mapping[str, str]) -> None:
         """Write entries and sensors' states together. Beyond OUTBOX_MEMORY_POINTS that wait, the oldest become a gap."""
@@ -123,20 +126,10 @@ class Keeper:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            try:
-                if self._forgets:
-                    await self._carry_out_forgets()
-                if self._appends or self._losses:
-                    await self._carry_out_appends()
-                self.standing = await self.call(lambda: standing_of(self.outbox))
-                if self._asked:
-                    await self._carry_out_loads()
-            except OutboxDamagedError:
-                raise  # No waiting mends it: the file must be set aside.
-            except StorageError as exc:
-                self._refused(exc)
-                await asyncio.sleep(limits.OUTBOX_RETRY_S)
-                self._wake.set()
+            steps = (self._forget_some, self._load_some, self._append_some, self._look)
+            refused = [await self._tried(step) for step in steps]
+            if any(refused):
+                asyncio.get_running_loop().call_later(limits.OUTBOX_RETRY_S, self._wake.set)
                 continue
             if self.refusal is not None:
                 log.info("outbox_recovered", reason=self.refusal)
@@ -157,6 +150,21 @@ class Keeper:
         await self.call(self.outbox.close)
         self._thread.shutdown(wait=False)
 
+    async def _tried(self, step: Callable[[], Awaitable[None]]) -> bool:
+        """Take a step, and tell whether the disk has refused it.
+
+        One refusal does not keep the other steps from being taken: on a full disk, what can still be read must be sent,
+        since only its acknowledgements make room.
+        """
+        try:
+            await step()
+        except OutboxDamagedError:
+            raise  # No waiting mends it: the file must be set aside.
+        except StorageError as exc:
+            self._refused(exc)
+            return True
+        return False
+
     def _stir(self) -> None:
         self._idle.clear()
         self._wake.set()
@@ -175,16 +183,32 @@ class Keeper:
             first, second = self._losses.popleft(), self._losses.popleft()
             self._losses.appendleft(_Loss(first.points + second.points, first.first_ms, second.last_ms))
 
-    async def _carry_out_forgets(self) -> None:
+    async def _forget_some(self) -> None:
         """Delete, in a commit of its own: it makes the room that an append may need on a full disk."""
+        if not self._forgets:
+            return
         forgets, self._forgets = self._forgets, []
         try:
-            await self.call(lambda: self.outbox.forget(forgets))
+            await self.call(lambda: self._forget(forgets))
         except StorageError:
             self._forgets = forgets + self._forgets
             raise
 
-    async def _carry_out_appends(self) -> None:
+    def _forget(self, ranges: list[tuple[int, int]]) -> None:
+        """In the outbox's thread: delete, with the room of the reserve if there is no other."""
+        try:
+            self.outbox.forget(ranges)
+        except OutboxDamagedError:
+            raise
+        except StorageError:
+            if not self._reserve.held:
+                raise
+            self._reserve.release()
+            self.outbox.forget(ranges)
+
+    async def _append_some(self) -> None:
+        if not self._appends and not self._losses:
+            return
         appends, losses = tuple(self._appends), tuple(self._losses)
 
         def write() -> Changes:
@@ -208,7 +232,15 @@ class Keeper:
             raise
         self._report(Written(tuple(changes.appended), tuple(changes.dropped)))
 
-    async def _carry_out_loads(self) -> None:
+    async def _look(self) -> None:
+        """Note what the outbox holds now; and while the disk takes everything, hold the reserve."""
+        self.standing = await self.call(lambda: standing_of(self.outbox))
+        if self.refusal is None and not self._reserve.held:
+            await self.call(self._reserve.hold)
+
+    async def _load_some(self) -> None:
+        if not self._asked:
+            return
         asked, self._asked = tuple(self._asked), []
         try:
             loaded = await self.call(lambda: self.outbox.load(asked))

@@ -215,7 +215,10 @@ class Link:
         self._observer: _Session | None = None
         self._cloud: _Session | None = None
         self._leaving: list[_Session] = []
-        self._known = list(surroundings.cached)  # Site brokers, the best first.
+        self._worked = list(surroundings.cached)[
+            : limits.CANDIDATES_MAX
+        ]  # Site brokers that were used, the last first.
+        self._heard: list[str] = []  # Others that have answered a search; nothing else speaks for them.
         self._remembered = surroundings.cached
         self._round: list[str] = []  # Those still to be tried in this round.
         self._tried: set[str] = set()
@@ -339,9 +342,8 @@ class Link:
             backoff.lived(now - session.opened_at)
 
     def _found(self, endpoint: str) -> None:
-        if endpoint not in self._known:
-            self._known.append(endpoint)
-            del self._known[limits.CANDIDATES_MAX :]
+        if endpoint not in self._worked:
+            self._heard = [*(other for other in self._heard if other != endpoint), endpoint][-limits.CANDIDATES_MAX :]
         if endpoint not in self._tried and endpoint not in self._round:
             self._round.append(endpoint)
             self._round.sort(key=self._rank)
@@ -408,10 +410,11 @@ class Link:
     def _remember(self, used: _Session) -> list[Command]:
         """Put the site broker that works at the head of the known ones."""
         if used.kind is Kind.CONNECTOR:
-            self._known = [used.endpoint, *(other for other in self._known if other != used.endpoint)]
-        if tuple(self._known) == self._remembered:
+            others = (other for other in self._worked if other != used.endpoint)
+            self._worked = [used.endpoint, *others][: limits.CANDIDATES_MAX]
+        if tuple(self._worked) == self._remembered:
             return []
-        self._remembered = tuple(self._known)
+        self._remembered = tuple(self._worked)
         return [Remember(self._remembered)]
 
     def _take_place(self, best: _Session, before: _Session | None) -> None:
@@ -443,6 +446,10 @@ class Link:
             yield self._outage_saved_at + limits.OUTAGE_SAVE_S, self._save_outage
         if self._cloud is not None and using is not None and through_site and (using.proven or not self._cloud.used):
             yield -inf, self._drop_cloud
+        if self._trial is not None and using is not None and using.kind is Kind.DIRECT and using.proven:
+            trusted = self._observer is not None and self._observer.good_at is not None
+            if not trusted:  # Begun in the outage, or what was watched has gone bad.
+                yield -inf, self._drop_trial
         for session, step in ((self._trial, self._drop_trial), (self._observer, self._drop_observer)):
             if session is not None and session.opened_at is not None and session.good_at is None:
                 yield session.opened_at + limits.STATE_WAIT_S, step
@@ -472,7 +479,7 @@ class Link:
         using = self.using
         if using is None or using.kind is Kind.DIRECT:
             return False
-        return any(self._rank(endpoint) < self._rank(using.endpoint) for endpoint in self._known)
+        return any(self._rank(endpoint) < self._rank(using.endpoint) for endpoint in (*self._worked, *self._heard))
 
     # --- What the plans do ------------------------------------------------------------------------------------------
 
@@ -491,7 +498,8 @@ class Link:
     def _try_site(self, now: float) -> list[Command]:
         """Take the next step of the round: known brokers, a search, the configured ones; then wait for another round."""
         if self._stage is _Stage.KNOWN and not self._round and not self._tried:
-            self._round = list(self._known)
+            # A search comes next, and brings those that answer now; for a broker only preferred, none is made.
+            self._round = [*self._worked, *self._heard] if self._only_better() else list(self._worked)
         while self._round:
             endpoint = self._round.pop(0)
             self._tried.add(endpoint)
@@ -565,6 +573,8 @@ class Link:
 
     def _drop(self, session: _Session | None, now: float) -> list[Command]:
         assert session is not None
+        if session.kind is Kind.CONNECTOR and session.good_at is not None:
+            self._good_until = max(self._good_until, now)
         self._credit(session, now)
         self._release(session)
         return [Disconnect(session.number)]

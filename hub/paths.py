@@ -14,6 +14,7 @@ from broker.client import Session, SessionOptions, Will
 from broker.clock import unix_ms
 from broker.machine import Wakeup
 from broker.messages import Ack, ConnectorState, HubState
+from broker.process import watched
 from broker.proxy import proxy_for
 from broker.ranges import Ranges
 from broker.runner import Runner, monotonic_s
@@ -67,6 +68,7 @@ class Paths:
         identity = settings.identity
         self._state_topic = str(Topic.hub_state(identity.fleet, identity.site, identity.name))
         self._sessions: dict[int, Session] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._connecting: dict[int, asyncio.Task[None]] = {}
         self._numbers: dict[int, int] = {}  # Session numbers of those that carry messages.
         self._using: Session | None = None
@@ -93,7 +95,7 @@ class Paths:
     async def stop(self) -> None:
         """Say goodbye on the path in use, and end all sessions cleanly."""
         self._runner.close()
-        for task in self._tasks:
+        for task in self._tasks - self._closing:
             task.cancel()
         if self._using is not None:
             state = HubState(
@@ -101,7 +103,7 @@ class Paths:
             )
             self._using.publish(self._state_topic, messages.encode(state), retain=True)
         sessions, self._sessions = list(self._sessions.values()), {}
-        await asyncio.gather(*(session.close() for session in sessions))
+        await asyncio.gather(*self._closing, *(session.close() for session in sessions))
 
     def _make_link(self) -> Link:
         settings, kept = self._settings, self._memory.kept
@@ -142,7 +144,9 @@ class Paths:
                 self._numbers.pop(number, None)
                 session = self._sessions.pop(number, None)
                 if session is not None:
-                    self._spawn(session.close())
+                    closing = self._spawn(session.close())
+                    self._closing.add(closing)
+                    closing.add_done_callback(self._closing.discard)
             case link.Use(number, via):
                 self._use(number, via)
             case link.Halt():
@@ -159,7 +163,7 @@ class Paths:
         self._passenger.path_changed()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+        task = watched(asyncio.get_running_loop().create_task(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -216,7 +220,7 @@ class Paths:
                 found=lambda answer: self._runner.feed(link.ConnectorFound(answer.endpoint)),
             )
         except OSError as exc:
-            log.debug("search_failed", reason=exc.strerror)
+            log.debug("search_failed", reason=exc.strerror or str(exc))
         self._runner.feed(link.SearchEnded())
 
     # --- Events --------------------------------------------------------------------------------------------------------

@@ -117,6 +117,12 @@ def test_what_waits_for_the_other_side_is_bounded() -> None:
     assert this.counters["to_cloud_dropped_full"] == this.counters["to_site_dropped_full"] == 1
 
 
+def test_births_and_wills_cross_however_much_waits() -> None:
+    """Nobody sends them again: the cloud would believe a wrong state until the next session."""
+    assert both().handle(Came(Side.SITE, STATE, b"{}", limits.BRIDGE_IN_FLIGHT_MAX), 1.0) != []
+    assert limits.BRIDGE_IN_FLIGHT_MAX < limits.SESSION_IN_FLIGHT_MAX
+
+
 def test_a_message_above_the_contracts_size_does_not_cross() -> None:
     this = both()
     assert this.handle(Came(Side.SITE, UP, b" " * (limits.MESSAGE_MAX_BYTES + 1), 0), 1.0) == []

@@ -14,6 +14,7 @@ import pytest
 
 from config import limits
 from tests.fleet import HUBLINE, Fleet, running_fleet, until
+from tests.network import requires_root
 
 
 @pytest.fixture
@@ -78,6 +79,34 @@ def test_a_locked_database_stops_acknowledgements_and_loses_nothing(fleet: Fleet
     fleet.wait_until_flowing()
     fleet.wait_until_drained()
     fleet.assert_nothing_lost_or_doubled()
+
+
+@requires_root
+def test_a_full_disk_at_the_hub_is_told_as_a_gap_and_mends_itself(tmp_path: Path, unique_name: str) -> None:
+    """By the real process on a real full disk, and with everything away: the worst moment."""
+    fleet = Fleet(tmp_path, unique_name, hubs=1, environ={"HUBLINE_SENSORS__COUNTER__RATE_HZ": "1000"})
+    data = fleet.bundle("hub", "pc-1") / "data"
+    data.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(data)], check=True)
+    try:
+        fleet.start("pc-1")
+        until("the disk is full", lambda: fleet.events("pc-1", "outbox_refused"))
+        assert fleet.running["pc-1"].poll() is None
+        fleet.start("cloud-broker", "cloud", "site-broker", "connector")
+        until("what is on the disk is sent, and makes room", lambda: fleet.events("pc-1", "outbox_recovered"))
+        until("data flows", lambda: [row for row in fleet.audit() if row["points"]])
+        fleet.stop("pc-1")
+        (row,) = fleet.audit()
+        gaps = row["gaps"]
+        assert isinstance(gaps, list)
+        assert row["missing"] == []
+        outbox = orjson.loads((data / "status.json").read_bytes())["outbox"]
+        stored, waiting, lost = row["points"], outbox["points"], outbox["points_lost"]
+        assert isinstance(stored, int)
+        assert stored + waiting + lost == outbox["points_written"]
+    finally:
+        fleet.close()
+        subprocess.run(["umount", str(data)], check=True)
 
 
 def test_a_damaged_outbox_is_set_aside_and_told_of(fleet: Fleet) -> None:

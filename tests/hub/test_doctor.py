@@ -429,7 +429,7 @@ def test_a_broker_that_refuses_our_certificate_says_so(files: FleetFiles, case: 
         files.revoke(identity)
     else:
         identity = {"expired": files.expired, "foreign": files.foreign}[case]("hub", "pc-1", "berlin")
-    check = ends_with(at_broker(files, identity), "mqtt", "the peer refuses our certificate")
+    check = ends_with(at_broker(files, identity), "mqtt", "it refuses this hub's certificate")
     assert "hubline provision renew" in str(check.todo)
 
 
@@ -508,6 +508,11 @@ def hub_is(kind: str, **changes: object) -> PathStatus:
         ({"clouds": [fine(CLOUD)], "outage_ms": NOW_MS - 400_000}, "direct", "as soon as the hub runs"),
         ({"clouds": [fine(CLOUD)], "outage_ms": NOW_MS + 400_000}, "direct", "1 min after the hub starts"),
         (
+            {"clouds": [fine(CLOUD)], "outage_ms": NOW_MS + 400_000, "failover": Failover(start_grace_s=1000)},
+            "direct",
+            "5 min after the hub starts",
+        ),
+        (
             {"clouds": [fine(CLOUD)], "sites": [broken(SITE)], "running": hub_is("none", switch_at=NOW_MS + 200_000)},
             "direct",
             "directly to the cloud at cloud:8883 in 3 min 20 s, unless a connector comes back: nothing listens there",
@@ -537,8 +542,8 @@ def hub_is(kind: str, **changes: object) -> PathStatus:
 )
 def test_the_verdict_follows_the_rule_of_failover(changes: Mapping[str, object], path: str, words: str) -> None:
     """The contract's "Which path a hub takes", in words."""
-    usual: dict[str, object] = {"sites": [], "clouds": [], "running": None, "outage_ms": None}
-    result = verdict(Situation(now_ms=NOW_MS, failover=Failover(), **{**usual, **changes}))  # type: ignore[arg-type]
+    usual: dict[str, object] = {"sites": [], "clouds": [], "running": None, "outage_ms": None, "failover": Failover()}
+    result = verdict(Situation(now_ms=NOW_MS, **{**usual, **changes}))  # type: ignore[arg-type]
     assert result.path == path
     assert words in result.text
 

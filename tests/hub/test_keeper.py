@@ -162,6 +162,26 @@ def test_what_the_cloud_has_is_deleted_while_appends_are_refused(tmp_path: Path)
     story(tmp_path, tell)
 
 
+def test_what_is_on_a_full_disk_is_still_sent(tmp_path: Path) -> None:
+    """Only the acknowledgements of what is sent make room: without this a full disk would stay full for ever."""
+
+    async def tell(kept: Kept, outbox: UnwillingOutbox) -> None:
+        kept.keeper.append("readings", entries(1, 1), {})
+        await kept.keeper.flushed()
+        outbox.refuses = True
+        kept.keeper.append("readings", entries(2, 1), {})
+        await kept.until(lambda: kept.keeper.refusal is not None)
+        kept.keeper.load([1])
+        await kept.until(lambda: isinstance(kept.reports[-1], Loaded))
+        kept.keeper.forget([(1, 1)])
+        await kept.until(lambda: kept.keeper.standing.points == 0)
+        outbox.refuses = False
+        await kept.keeper.flushed()
+        assert kept.keeper.standing.points == 1
+
+    story(tmp_path, tell)
+
+
 def test_a_file_that_breaks_while_it_is_open_ends_the_keeper(tmp_path: Path) -> None:
     """Waiting mends nothing: it must be set aside, which the next opening does."""
 

@@ -136,6 +136,29 @@ def test_a_false_connector_costs_one_attempt() -> None:
     ]
 
 
+def test_only_brokers_that_were_used_are_remembered() -> None:
+    """Anyone on the network can answer a search; what has proven nothing must not outlive it."""
+    story = Story(cached=(), discovery=True)
+    story.tell(Wakeup())
+    for number in range(50):
+        story.tell(ConnectorFound(f"198.51.100.{number}:8883"))
+    (first,) = [session.number for session in story.link._all()]
+    story.tell(SessionEnded(first, "certificate of another authority"))
+    (second,) = story.connects()
+    story.tell(SessionOpened(second.session))
+    said = story.tell(ConnectorHeard(second.session, "b", UP))
+    assert [command.endpoints for command in said if isinstance(command, Remember)] == [(second.endpoint,)]
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """A hub whose site broker gets a new address every day."""
+    story = Story(cached=tuple(f"192.0.2.{number}:8883" for number in range(50)))
+    (connect,) = story.connects(story.tell(Wakeup()))
+    story.tell(SessionOpened(connect.session))
+    story.tell(ConnectorHeard(connect.session, "a", UP))
+    assert len(story.link._worked) == limits.CANDIDATES_MAX
+
+
 def test_a_start_without_any_connector_goes_to_the_cloud_after_the_grace() -> None:
     story = Story(cached=(), discovery=False)
     story.tell(Wakeup())
@@ -423,6 +446,140 @@ def test_word_of_a_session_that_was_given_up_is_ignored() -> None:
     assert story.link.deadline() == before
     assert story.link.using is not None
     assert story.link.using.number == site
+
+
+# --- What the simulation has found --------------------------------------------------------------------------------------
+
+
+def test_hubs_that_lose_their_connector_together_go_to_the_cloud_within_a_few_seconds_but_not_together() -> None:
+    moments = []
+    for seed in range(100):
+        story = Story(seed=seed, switch_jitter_s=limits.SWITCH_JITTER_S)
+        site = story.good()
+        story.tell(ConnectorHeard(site, "a", WILL), 700.0)
+        while not any(connect.kind is Kind.DIRECT for connect in story.connects()):
+            due = story.link.deadline()
+            assert due is not None
+            story.tell(Wakeup(), due)
+        moments.append(story.now)
+    assert min(moments) >= 1000.0
+    assert max(moments) <= 1000.0 + limits.SWITCH_JITTER_S
+    assert len({int(moment * 10) for moment in moments}) > 25
+
+
+def test_a_birth_after_the_will_of_its_session_is_late() -> None:
+    """Within a session the will is the last word; else a repeated birth would make a dead connector look good for ever."""
+    story = Story()
+    site = story.good()
+    story.tell(ConnectorHeard(site, "a", WILL), 700.0)
+    assert story.tell(ConnectorHeard(site, "a", UP), 701.0) == []
+    assert story.link.using is None
+
+
+def test_the_outage_begins_when_the_last_good_path_ended_whichever_loss_is_seen_last() -> None:
+    """A watched connector was still good when the one in use had already fallen silent, unnoticed."""
+    story = Story()
+    story.direct()
+    observer = _observed(story)
+    story.tell(ConnectorHeard(observer.session, "a", AGAIN))
+    (back,) = [connect for connect in story.connects(story.wait(story.now + 120.0)) if connect.carrying]
+    story.tell(SessionOpened(back.session))
+    heard_at = story.now
+    story.tell(ConnectorHeard(back.session, "a", AGAIN))
+    story.tell(SessionEnded(back.session, "no life sign", alive_at=heard_at - 20.0), heard_at + 20.0)
+    assert story.link.out_at == heard_at  # The observer was left at this moment, and was good.
+
+
+def test_a_running_outage_is_saved_again_so_that_a_step_of_the_clock_does_not_count() -> None:
+    story = Story()
+    site = story.good()
+    story.tell(ConnectorHeard(site, "a", WILL), 700.0)
+    said = story.wait(1000.0)
+    saved = [command for command in said if command == SaveOutage(700.0)]
+    assert len(saved) == pytest.approx(300 / limits.OUTAGE_SAVE_S, abs=1)
+    assert SaveOutage(700.0) not in story.wait(1100.0)  # It counts in full by now.
+
+
+def test_an_outage_from_the_start_on_is_saved_too() -> None:
+    """A hub that is restarted again and again must come to its cloud."""
+    story = Story()
+    story.tell(Wakeup())
+    assert SaveOutage(0.0) in story.wait(limits.OUTAGE_SAVE_S)
+
+
+def test_a_direct_hub_that_loses_the_cloud_does_not_wait_for_another_outage() -> None:
+    """It has only looked at the connector from afar, for a moment: that is no reason to be cut off for five minutes."""
+    story = Story()
+    cloud = story.direct()
+    observer = _observed(story)
+    story.tell(ConnectorHeard(observer.session, "a", AGAIN))
+    story.tell(ConnectorHeard(observer.session, "a", ConnectorState(online=False, session=6)), story.now + 1.0)
+    story.tell(SessionEnded(cloud, "closed"))
+    assert Kind.DIRECT in [connect.kind for connect in story.connects(story.wait(story.now + 2.0))]
+
+
+def test_a_connector_that_flickers_before_the_cloud_has_acknowledged_anything_takes_no_right_away() -> None:
+    story = Story()
+    site = story.good()
+    story.tell(ConnectorHeard(site, "a", WILL), 700.0)
+    (cloud,) = story.connects(story.wait(1000.0))
+    story.tell(SessionOpened(cloud.session))
+    story.tell(ConnectorHeard(site, "a", AGAIN), 1001.0)
+    story.tell(ConnectorHeard(site, "a", ConnectorState(online=False, session=6)), 1002.0)
+    story.tell(SessionEnded(cloud.session, "closed"), 1003.0)
+    assert Kind.DIRECT in [connect.kind for connect in story.connects(story.wait(1005.0))]
+
+
+def test_after_a_proven_return_a_further_outage_counts_from_its_own_beginning() -> None:
+    story = Story()
+    story.direct()
+    observer = _observed(story)
+    story.tell(ConnectorHeard(observer.session, "a", AGAIN))
+    (back,) = [connect for connect in story.connects(story.wait(story.now + 120.0)) if connect.carrying]
+    story.tell(SessionOpened(back.session))
+    story.tell(ConnectorHeard(back.session, "a", AGAIN))
+    story.tell(CloudAcknowledged(back.session))
+    out_at = story.now
+    said = story.tell(ConnectorHeard(back.session, "a", ConnectorState(online=False, session=6)))
+    assert Kind.DIRECT not in [connect.kind for connect in story.connects(said + story.wait(out_at + 299.9))]
+
+
+def test_a_session_to_the_cloud_that_was_never_used_ends_when_the_connector_is_good() -> None:
+    """Else it would be taken at once at the next outage, long before five minutes."""
+    story = Story()
+    site = story.good()
+    story.tell(ConnectorHeard(site, "a", WILL), 700.0)
+    (cloud,) = story.connects(story.wait(1000.0))
+    assert Disconnect(cloud.session) in story.tell(ConnectorHeard(site, "a", AGAIN), 1000.1)
+
+
+def test_a_return_that_is_refused_is_tried_again_with_backoff() -> None:
+    """The watched broker keeps the session that it has and takes no further ones."""
+    story = Story()
+    story.direct()
+    observer = _observed(story)
+    story.tell(ConnectorHeard(observer.session, "a", AGAIN))
+    story.wait(story.now + 60.0)
+    begun_at, refused = story.now, 0
+    while story.now < begun_at + 600.0:
+        for connect in story.connects():
+            if connect.carrying:
+                refused += 1
+                story.tell(SessionEnded(connect.session, "refused"))
+        due = story.link.deadline()
+        assert due is not None
+        story.tell(Wakeup(), due)
+    assert 3 < refused < 60
+
+
+def test_a_trial_of_the_outage_ends_when_the_cloud_is_proven() -> None:
+    """Else its connector would be gone back to at once, without having been good for a minute."""
+    story = Story(configured=(B,))
+    site = story.good()
+    story.tell(ConnectorHeard(site, "a", WILL), 700.0)
+    trial, cloud = story.connects(story.wait(1000.0))
+    story.tell(SessionOpened(cloud.session))
+    assert Disconnect(trial.session) in story.tell(CloudAcknowledged(cloud.session))
 
 
 # --- Two connectors ---------------------------------------------------------------------------------------------------
