@@ -19,7 +19,7 @@ from broker.tls import client_context
 from config import pki, provision
 from config.principal import Principal, server_name
 from tests.end_to_end.test_discovery import false_connector
-from tests.fleet import Fleet, free_ports, until
+from tests.fleet import Fleet, free_ports, running_fleet, until
 from tests.sessions import identity_of, is_a, opened
 
 Report = dict[str, Any]
@@ -38,16 +38,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield this
     finally:
         this.close()
-
-
-@pytest.fixture(autouse=True)
-def all_run(fleet: Fleet) -> Iterator[None]:
-    """Put together again what a test has broken."""
-    yield
-    gone = [name for name in fleet.roles if name not in fleet.running]
-    if gone:
-        fleet.start(*gone)
-        fleet.wait_until_flowing()
 
 
 def examined(fleet: Fleet, file: Path, status: int, environ: Mapping[str, str] | None = None) -> Report:
@@ -129,40 +119,66 @@ def test_a_person_gets_lines_without_colours_in_a_file(fleet: Fleet) -> None:
 # --- Processes die -------------------------------------------------------------------------------------------------------
 
 
-def test_a_dead_connector_means_the_cloud_in_five_minutes(fleet: Fleet) -> None:
-    fleet.kill("connector")
-    until("the hub has noticed", lambda: fleet.path("pc-1") == "none")
-    report = running(fleet)
-    assert report["path"] == "direct"
-    assert f"directly to the cloud at 127.0.0.1:{fleet.cloud_port} in 4 min 5" in report["verdict"]
-    assert "connector berlin-1 is gone, without a goodbye" in report["verdict"]
-    assert "start the connector" in the(report, "connector", "problem")["todo"]
-    assert "no connector of site berlin has answered" in the(report, "search", "warning")["text"]
+def test_whatever_dies_is_named_and_the_verdict_follows(tmp_path: Path, unique_name: str) -> None:
+    """One after the other, each mended before the next: the connector stops, is killed; the site broker; the cloud broker."""
+    with running_fleet(tmp_path, unique_name, hubs=1) as fleet:
+        fleet.stop("connector")
+        until("the hub has noticed", lambda: fleet.path("pc-1") == "none")
+        report = running(fleet)
+        assert report["path"] == "direct"
+        assert "connector berlin-1 was stopped" in report["verdict"]
+        _mend(fleet, "connector")
+
+        fleet.kill("connector")
+        until("the hub has noticed", lambda: fleet.path("pc-1") == "none")
+        report = running(fleet)
+        assert report["path"] == "direct"
+        assert f"directly to the cloud at 127.0.0.1:{fleet.cloud_port} in 4 min " in report["verdict"]
+        assert "connector berlin-1 is gone, without a goodbye" in report["verdict"]
+        assert "start the connector" in the(report, "connector", "problem")["todo"]
+        assert "no connector of site berlin has answered" in the(report, "search", "warning")["text"]
+        _mend(fleet, "connector")
+
+        fleet.kill("site-broker")
+        until("the hub has noticed", lambda: fleet.path("pc-1") == "none")
+        report = running(fleet)
+        assert report["path"] == "direct"
+        texts = [check["text"] for check in checks(report, "tcp", "problem")]
+        assert f"site broker 127.0.0.1:{fleet.site_port}: nothing listens there (connection refused)" in texts
+        _mend(fleet, "site-broker")
+
+        fleet.kill("cloud-broker")
+        until("the hub has noticed", lambda: fleet.path("pc-1") == "none")
+        report = running(fleet, status=1)
+        assert report["path"] == "none"
+        assert "connector berlin-1 is there, its cloud side is down since" in report["verdict"]
+        assert f"cloud broker 127.0.0.1:{fleet.cloud_port}: nothing listens there" in report["verdict"]
+        assert "keeps everything" in report["verdict"]
 
 
-def test_a_stopped_connector_is_told_from_a_dead_one(fleet: Fleet) -> None:
-    fleet.stop("connector")
-    assert "connector berlin-1 was stopped" in running(fleet)["verdict"]
+def _mend(fleet: Fleet, name: str) -> None:
+    fleet.start(name)
+    until("the connector's path is back", lambda: fleet.path("pc-1") == "connector")
 
 
-def test_a_dead_site_broker_is_named(fleet: Fleet) -> None:
-    fleet.kill("site-broker")
-    until("the hub has noticed", lambda: fleet.path("pc-1") == "none")
-    report = running(fleet)
-    assert report["path"] == "direct"
-    broken = [check for check in checks(report, "tcp", "problem") if f"127.0.0.1:{fleet.site_port}" in check["text"]]
-    assert "nothing listens there" in broken[0]["text"]
-
-
-def test_a_dead_cloud_broker_leaves_nothing(fleet: Fleet) -> None:
-    """The connector says itself that it has lost the cloud."""
-    fleet.kill("cloud-broker")
-    until("the hub has noticed", lambda: fleet.path("pc-1") == "none")
-    report = running(fleet, status=1)
-    assert report["path"] == "none"
-    assert "connector berlin-1 is there, its cloud side is down since" in report["verdict"]
-    assert f"cloud broker 127.0.0.1:{fleet.cloud_port}: nothing listens there" in report["verdict"]
-    assert "keeps everything" in report["verdict"]
+def test_a_hub_that_is_direct_stays_so_in_the_verdict(tmp_path: Path, unique_name: str) -> None:
+    """And the way back is told, with its time."""
+    quick = {
+        "HUBLINE_FAILOVER__OUTAGE_S": "1",
+        "HUBLINE_FAILOVER__START_GRACE_S": "1",
+        "HUBLINE_FAILBACK__PROBE_S": "1",
+    }
+    with running_fleet(tmp_path, unique_name, hubs=1, environ=quick) as fleet:
+        fleet.kill("connector")
+        until("the hub is direct", lambda: fleet.path("pc-1") == "direct")
+        report = running(fleet)
+        assert report["path"] == "direct"
+        assert f"directly to the cloud at 127.0.0.1:{fleet.cloud_port}, as since" in report["verdict"]
+        fleet.start("connector")
+        until("it sees the way back", lambda: fleet.status("pc-1")["path"]["return_at"] is not None)  # type: ignore[index]
+        report = running(fleet)
+        assert report["path"] == "direct"
+        assert "connector berlin-1 is good again, and the hub goes back to it in" in report["verdict"]
 
 
 # --- Certificates and clocks ---------------------------------------------------------------------------------------------
@@ -184,8 +200,8 @@ def test_an_expired_certificate_is_found_on_both_sides(fleet: Fleet, tmp_path: P
     assert "has expired on" in the(report, "certificate", "problem")["text"]
     refusals = checks(report, "mqtt", "problem")
     assert len(refusals) >= 2  # Site and cloud.
-    assert all("the peer refuses our certificate: it or the CRL has expired" in each["text"] for each in refusals)
-    assert "refuses our certificate" in report["verdict"]
+    assert all("it refuses this hub's certificate: it or the CRL has expired" in each["text"] for each in refusals)
+    assert "refuses this hub's certificate" in report["verdict"]
 
 
 def test_a_certificate_of_tomorrow_is_a_matter_of_the_clock(fleet: Fleet, tmp_path: Path) -> None:
@@ -229,7 +245,7 @@ def test_a_bundle_of_another_fleet_is_refused_and_refuses(fleet: Fleet, tmp_path
     half = spare(fleet, tmp_path / "b", lambda bundle: foreign(bundle, "cert.pem", "key.pem"))
     report = examined(fleet, half, 1)
     assert "was issued by none of the authorities" in the(report, "certificate", "problem")["text"]
-    assert all("the peer refuses our certificate" in check["text"] for check in checks(report, "mqtt", "problem"))
+    assert all("it refuses this hub's certificate" in check["text"] for check in checks(report, "mqtt", "problem"))
 
 
 # --- Strangers and dead ends ---------------------------------------------------------------------------------------------
@@ -273,11 +289,9 @@ def test_endpoints_that_lead_nowhere_are_told_apart(fleet: Fleet, tmp_path: Path
 
         report = examined(fleet, spare(fleet, tmp_path, dead_ends), 1)
     assert "cloud.invalid can't be resolved" in the(report, "dns", "problem")["text"]
-    assert [check["text"].partition(": ")[2][:22] for check in checks(report, "tcp", "problem")] == [
-        "",
-        "nothing listens there ",
-    ]
-    assert "its name can't be resolved" in checks(report, "tcp", "problem")[0]["text"]
+    unknown, shut = (check["text"] for check in checks(report, "tcp", "problem"))
+    assert "its name can't be resolved" in unknown
+    assert f"127.0.0.1:{closed}: nothing listens there" in shut
     assert "says nothing for" in the(report, "tls", "problem")["text"]
     assert report["path"] == "none"
 

@@ -425,10 +425,10 @@ def test_a_broker_without_a_connector_is_no_path(files: FleetFiles, ours: Identi
 def test_a_broker_that_refuses_our_certificate_says_so(files: FleetFiles, case: str) -> None:
     """With TLS 1.3 its refusal comes after the handshake."""
     if case == "revoked":
-        identity = files.identity("hub", "pc-1", "berlin")
+        identity = files.identity("hub", "pc-7", "berlin")
         files.revoke(identity)
     else:
-        identity = {"expired": files.expired, "foreign": files.foreign}[case]("hub", "pc-1", "berlin")
+        identity = {"expired": files.expired, "foreign": files.foreign}[case]("hub", "pc-7", "berlin")
     check = ends_with(at_broker(files, identity), "mqtt", "it refuses this hub's certificate")
     assert "hubline provision renew" in str(check.todo)
 
