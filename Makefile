@@ -10,7 +10,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-COVERAGE_MIN := 0
+COVERAGE_MIN := 85
 SOAK_ARGS := -m soak --no-cov -p no:randomly
 
 # command:Debian package, of what some tests drive from outside

@@ -185,17 +185,24 @@ class Session:
     def _drain(self) -> None:
         with self._inbox_lock:
             events, self._inbox = self._inbox, deque()
-        for event in events:
-            if self._over:
-                return
-            match event:
-                case Opened():
-                    self._opened = True
-                    self._report(event)
-                case Received():
-                    self._report(event)
-                case _:
-                    self._finish(event)
+        while events and not self._over:
+            event = events.popleft()
+            try:
+                match event:
+                    case Opened():
+                        self._opened = True
+                        self._report(event)
+                    case Received():
+                        self._report(event)
+                    case _:
+                        self._finish(event)
+            except (
+                BaseException
+            ):  # A fault of our user's, which ends the process; until then nothing of the rest is lost.
+                with self._inbox_lock:
+                    self._inbox.extendleft(reversed(events))
+                self._loop.call_soon(self._drain)
+                raise
 
     # --- In paho's thread -------------------------------------------------------------------------------------------
 

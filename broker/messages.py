@@ -61,6 +61,16 @@ class HubEvent(Struct, frozen=True, omit_defaults=True):
     last_ts: UnixMs | None = None
     reason: ValueText | None = None
 
+    @property
+    def is_whole_gap(self) -> bool:
+        """Tell whether all is there that makes a gap record."""
+        ends = self.from_seq is not None and self.to_seq is not None and self.from_seq <= self.to_seq
+        return ends and self.points is not None
+
+
+GAP: Final = "gap"
+"""The event that tells of readings that were given up."""
+
 
 class Events(Struct, frozen=True):
     """The body of `up/events`."""
@@ -143,6 +153,8 @@ def convert(content: object, shape: type[S]) -> S:
         return msgspec.convert(content, shape)
     except msgspec.ValidationError as exc:
         raise ProtocolError(str(exc)) from exc
+    except RecursionError as exc:
+        raise ProtocolError("nested too deeply") from exc
 
 
 def decode_body(kind: str, envelope: Envelope) -> Readings | Events | None:
@@ -151,7 +163,10 @@ def decode_body(kind: str, envelope: Envelope) -> Readings | Events | None:
         case "readings":
             return convert(envelope.body, Readings)
         case "events":
-            return convert(envelope.body, Events)
+            events = convert(envelope.body, Events)
+            if any(event.event == GAP and not event.is_whole_gap for event in events.events):
+                raise ProtocolError("a gap record without from_seq, to_seq and points, or with its ends exchanged")
+            return events
         case _:
             return None
 
@@ -178,3 +193,5 @@ def _loads(payload: bytes) -> object:
         return orjson.loads(payload)
     except orjson.JSONDecodeError as exc:
         raise ProtocolError(f"not JSON: {exc}") from exc
+    except RecursionError as exc:
+        raise ProtocolError("nested too deeply") from exc

@@ -15,12 +15,13 @@ from broker.backoff import Backoff
 from broker.client import Closed, Lost, Opened, Received, Refused, Session, SessionEvent, SessionOptions
 from broker.clock import unix_ms
 from broker.process import run_until_stopped
+from broker.rights import may_subscribe
 from broker.runner import monotonic_s
 from broker.tls import client_context
 from broker.topics import everything_filter, is_topic_filter
 from config import log
 from config.errors import SettingsError
-from config.principal import CLOUD_SITE, server_name
+from config.principal import CLOUD_SITE, Principal, server_name
 from config.settings import ReaderSettings, load
 
 
@@ -37,6 +38,10 @@ def tail(file: Path, topic_filter: str | None) -> None:
         raise SettingsError(
             'is not a topic filter: "+" stands for one whole level, "#" only at the end', value=topic_filter
         )
+    reader = Principal(identity.fleet, identity.site, "reader", identity.name)
+    if not may_subscribe(reader, CLOUD_SITE, topic_filter):
+        scope = everything_filter(identity.fleet, None if identity.site == CLOUD_SITE else identity.site)
+        raise SettingsError(f"{reader} may read {scope} only, and this filter asks for more", value=topic_filter)
     log.set_up(settings.log)
     wanted = topic_filter
     run_until_stopped(lambda stop: _Tail(settings, wanted).run(stop))

@@ -70,7 +70,7 @@ class EnvelopeReader:
                 if not payload.isascii():
                     payload.decode()  # What is ignored must be UTF-8 too; msgspec does not look at it.
                 quick = self._readings.decode(payload)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 pass  # Not a verdict: the contract's own reader gives it.
             else:
                 if all(point.values.keys() <= self._names for point in quick.body.points) or self._learn(quick.body):

@@ -69,6 +69,7 @@ class Service:
         self._session: Session | None = None
         self._opened_at: float | None = None
         self._failures = 0
+        self._reason: str | None = None
         self._dropped = 0
         self._stopping = False
         self._tasks: asyncio.TaskGroup | None = None
@@ -149,7 +150,8 @@ class Service:
             backoff.lived(0.0 if self._opened_at is None else now - self._opened_at)
             self._opened_at = None
             self._failures += 1
-            write = _log.warning if self._failures == 1 else _log.debug
+            write = _log.debug if reason == self._reason else _log.warning  # Another reason is news.
+            self._reason = reason
             write("broker_unreachable", endpoint=self.settings.cloud.broker, reason=reason, failures=self._failures)
             self._runner.feed(Disconnected())
             self._status.changed()
@@ -186,7 +188,7 @@ class Service:
     def _on_opened(self) -> None:
         assert self._session is not None
         _log.info("broker_connected", endpoint=self.settings.cloud.broker, failures=self._failures)
-        self._opened_at, self._failures = monotonic_s(), 0
+        self._opened_at, self._failures, self._reason = monotonic_s(), 0, None
         fleet = self.settings.identity.fleet
         self._session.subscribe(
             [
@@ -215,6 +217,7 @@ class Service:
             "pid": os.getpid(),
             "ts": unix_ms(),
             "broker": "down" if self._opened_at is None else "up",
+            "broker_failure": self._reason,
             "storage": self._database.state,
             "stored_messages": totals.messages,
             "stored_points": totals.points,

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import ENOENT
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,7 @@ from cloud.retention import prune
 from cloud.schema import QUARANTINE, STREAMS, prepare, storage_error, writer_engine
 from cloud.writing import Writing
 from config import limits
+from config.files import inode_of
 from config.settings import Retention
 
 
@@ -55,6 +57,7 @@ class Store:
         self._busy_timeout_s: Final = busy_timeout_s
         self._codec: Final = PayloadCodec()
         self._connection: Connection | None = None
+        self._inode: tuple[int, int] | None = None
         self._hurry: Final = threading.Event()
 
     def open(self) -> Totals:
@@ -100,6 +103,8 @@ class Store:
             connection = self._connect()
             with self._begin(connection):
                 yield connection
+                if inode_of(self.file) != self._inode:
+                    raise FileNotFoundError(ENOENT, "was removed or replaced while it was in use", str(self.file))
         except (DBAPIError, sqlite3.Error, OSError) as exc:
             self.close()
             raise storage_error(self.file, exc) from exc
@@ -110,6 +115,7 @@ class Store:
             self._connection = writer_engine(self.file).connect()
             with self._begin(self._connection):
                 prepare(self._connection, self.file, self._fleet)
+            self._inode = inode_of(self.file)
         return self._connection
 
     @contextmanager

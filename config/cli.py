@@ -95,6 +95,11 @@ def main() -> NoReturn:
         click.echo("hubline: interrupted", err=True)
         cause = exc.__cause__ or exc.__context__  # A prompt hides the Ctrl-C that ended it.
         status = INTERRUPTED if isinstance(cause, KeyboardInterrupt) else 1
+    except OSError as exc:
+        if not isinstance(exc, BrokenPipeError):  # Whoever closed the pipe wants no more lines.
+            place = f"{exc.filename}: " if exc.filename else ""
+            click.echo(f"hubline: {place}{exc.strerror or exc}", err=True)
+        status = 1
     except KeyboardInterrupt:
         status = INTERRUPTED
     sys.exit(status if isinstance(status, int) else 0)

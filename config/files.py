@@ -35,6 +35,15 @@ def create(file: Path, content: bytes, mode: int = PUBLIC) -> None:
     sync_folder(file.parent)
 
 
+def inode_of(file: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another of the same name, or None if there is none."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def sync_folder(folder: Path) -> None:
     """Make new names in `folder` durable, where the system can do that."""
     if os.name == "nt":

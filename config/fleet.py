@@ -186,7 +186,7 @@ def read_index(directory: Path) -> Index:
         raise SettingsError(f"can't be read: {exc.strerror}", file=directory / INDEX) from exc
     try:
         return msgspec.json.decode(content, type=Index)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise SettingsError(f"is damaged ({exc}): bring it back from your backup", file=directory / INDEX) from exc
 
 

@@ -217,8 +217,9 @@ RETRANSMIT_MIN_S: Final = 2.0
 RETRANSMIT_FIRST_S: Final = 5.0
 """The time-out before the first round trip was measured."""
 
-RETRANSMIT_MAX_S: Final = 60.0
-"""The ceiling of the adaptive time-out."""
+RETRANSMIT_MAX_S: Final = 15.0
+"""The ceiling of the adaptive time-out: how long a hub may stay silent after the cloud has come back. A thousand hubs that
+wait for a cloud send some hundred messages a second meanwhile."""
 
 SENSOR_INTERVAL_MIN_S: Final = 0.1
 """The shortest sampling interval."""

@@ -124,7 +124,7 @@ def parse(file: Path) -> dict[str, object]:
         raise SettingsError(f"is not UTF-8 (at line {line}): save it as UTF-8", file=file) from exc
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # TOMLDecodeError, or a number that Python refuses to read.
         raise SettingsError(f"is not TOML: {_toml_complaint(str(exc), text)}", file=file) from exc
 
 
@@ -175,7 +175,7 @@ def _value(text: str) -> object:
     """Return a variable's value: TOML if it is TOML, else the text itself."""
     try:
         table = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text
     return table["value"] if len(table) == 1 else text  # A line break could smuggle in a second key.
 

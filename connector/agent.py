@@ -53,6 +53,7 @@ class Agent:
         self._last_session = 0
         self._upstream_since_ms = unix_ms()
         self._failures = {Side.SITE: 0, Side.CLOUD: 0}
+        self._reasons: dict[Side, str] = {}
         self._status = StatusFile(data_dir / "status.json", self._describe)
         self._stopping = False
 
@@ -146,6 +147,7 @@ class Agent:
                 self._runner.feed(Came(side, topic, payload, 0 if other is None else other.in_flight))
             case client.Opened():
                 failures, self._failures[side] = self._failures[side], 0
+                self._reasons.pop(side, None)
                 log.info("broker_connected", side=side.value, endpoint=session.options.endpoint, failures=failures)
                 self._runner.feed(Opened(side))
                 self._status.changed()
@@ -156,7 +158,8 @@ class Agent:
 
     def _ended(self, side: Side, endpoint: str, reason: str) -> None:
         self._failures[side] += 1
-        write = log.warning if self._failures[side] == 1 else log.debug
+        write = log.debug if reason == self._reasons.get(side) else log.warning  # Another reason is news.
+        self._reasons[side] = reason
         write("broker_unreachable", side=side.value, endpoint=endpoint, reason=reason)
         # Not inside a step of the machine: this may be the answer to its own command.
         asyncio.get_running_loop().call_soon(self._runner.feed, Ended(side))
@@ -176,6 +179,7 @@ class Agent:
             "ts": unix_ms(),
             "site_broker": "up" if self._bridge.is_open(Side.SITE) else "down",
             "upstream": "up" if self._bridge.is_open(Side.CLOUD) else "down",
+            "failures": {side.value: reason for side, reason in self._reasons.items()},
             "counters": dict(self._bridge.counters),
             "dropped": sum(session.dropped for session in self._sessions.values()),
         }

@@ -29,7 +29,7 @@ class Memory:
             self._kept = msgspec.json.decode(file.read_bytes(), type=_Kept)
         except FileNotFoundError:
             self._kept = _Kept(uuid4(), 0)
-        except (msgspec.DecodeError, ValueError):
+        except (msgspec.DecodeError, ValueError, RecursionError):
             self._kept = _Kept(uuid4(), fallback_session)
         except OSError as exc:
             raise StorageError(file, f"can't be read: {exc.strerror}") from exc

@@ -40,6 +40,7 @@ async def run_hub(settings: HubSettings, stop: asyncio.Event) -> None:
             log.error("outbox_broke", reason=exc.reason)
 
 
+OUTBOX_FILE = "outbox.db"
 STATUS_FILE = "status.json"
 """In the hub's data_dir: what `hubline hub status` reads."""
 
@@ -52,7 +53,7 @@ class Agent:
         data_dir = settings.hub.data_dir
         _make_folder(data_dir)
         outbox = Outbox.open(
-            data_dir / "outbox.db",
+            data_dir / OUTBOX_FILE,
             max_bytes=settings.hub.outbox_max_bytes,
             max_age_s=settings.hub.outbox_max_days * 86_400,
         )

@@ -102,7 +102,8 @@ class Courier:
         self._window = float(limits.WINDOW_MESSAGES)
         self._round_trip_s: float | None = None
         self._deviation_s = 0.0
-        self._patience = 1  # Doubles with every round of time-outs.
+        self._patience = 1  # Doubles with every round of time-outs;
+        self._round_from = 0.0  # a round is what was sent since the last one.
 
     @property
     def unacknowledged(self) -> int:
@@ -230,12 +231,15 @@ class Courier:
         ]
         if not late:
             return []
+        newest_at = max(self._flights[seq].sent_at or 0.0 for seq in late)
         for seq in late:
             self._flight_bytes -= self._flights.pop(seq).size_bytes
             self._waiting.add(seq, seq)
             self._sent_before.add(seq, seq)
-        self._patience = min(self._patience * 2, 64)
-        self._window = max(float(limits.WINDOW_MIN_MESSAGES), self._window / 2)
+        if newest_at >= self._round_from:  # Sent since the last round: those sent before it are of the same silence.
+            self._round_from = now
+            self._patience = min(self._patience * 2, 64)
+            self._window = max(float(limits.WINDOW_MIN_MESSAGES), self._window / 2)
         return self._fill()
 
     def _fill(self) -> list[Command]:

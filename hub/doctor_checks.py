@@ -23,7 +23,7 @@ from hub import totals
 from hub.diagnosis import Check, State, span
 from hub.memory import Remembered, read_memory
 from hub.network import is_elsewhere
-from hub.outbox_file import APPLICATION_ID
+from hub.outbox_file import APPLICATION_ID, holder_of
 
 _SET_CLOCK = "set this machine's clock, and let it be kept right (NTP)"
 
@@ -168,7 +168,7 @@ def outbox(settings: HubSettings, running_pid: int | None, now_ms: int) -> Check
     waits += " for the cloud"
     if oldest_ms is not None:
         waits += f", the oldest for {span((now_ms - oldest_ms) / 1000)}"
-    holder = _holder(path)
+    holder = holder_of(path)
     if running_pid is None and holder is not None:
         details["holder_pid"] = holder
         text = f"process {holder} holds it, but shows no life: the hub hangs, or another hub uses this data_dir"
@@ -199,18 +199,6 @@ def _read_outbox(path: Path) -> tuple[totals.Totals, int | None]:
         connection.close()
 
 
-def _holder(path: Path) -> int | None:
-    """Return the process that has taken the outbox's lock, without touching the lock."""
-    lock = path.with_name(path.name + ".lock")
-    try:
-        number = int(lock.read_bytes()[:20])
-        taken_s = lock.stat().st_mtime
-        # One that is younger has only got the number of the one that was.
-        return number if psutil.Process(number).create_time() <= taken_s + 1.0 else None
-    except (OSError, ValueError, psutil.Error):
-        return None
-
-
 def remembered(folder: Path) -> tuple[Remembered, str | None]:
     """Return what the hub remembers of its paths, and what is wrong with the file, if anything is."""
     file = folder / "paths.json"
@@ -218,7 +206,7 @@ def remembered(folder: Path) -> tuple[Remembered, str | None]:
         return read_memory(file), None
     except FileNotFoundError:
         return Remembered(), None
-    except (OSError, msgspec.DecodeError) as exc:
+    except (OSError, msgspec.DecodeError, RecursionError) as exc:
         return Remembered(), f"{file.name} can't be read: {exc}"
 
 

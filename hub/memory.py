@@ -58,7 +58,7 @@ class PathMemory:
             return read_memory(self._file)
         except FileNotFoundError:
             return Remembered()
-        except (OSError, msgspec.DecodeError) as exc:
+        except (OSError, msgspec.DecodeError, RecursionError) as exc:
             log.warning("path_memory_unreadable", file=str(self._file), reason=str(exc))
             return Remembered()
 

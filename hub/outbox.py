@@ -22,6 +22,7 @@ from broker.clock import unix_ms
 from broker.ranges import Ranges
 from config import limits
 from config.errors import ProtocolError, StorageError
+from config.files import inode_of
 from hub import totals
 from hub.chunks import Chunk, Chunks, Cursors
 from hub.entries import ENTRY_MAX_BYTES, GAPS, READINGS, Entry, Lane, OpenMessage, OutboxMessage, lane_of
@@ -79,6 +80,7 @@ class Outbox:
         self._chunks = Chunks(file.connection)
         self._totals = totals.load(self._sql)
         self._page_bytes = self._number("PRAGMA page_size")
+        self._inode = inode_of(path)
         self._open: dict[str, OpenMessage] = {}  # After a restart none: every message may have been sent.
         self._last_gap: _LastGap | None = None
         self._changes: Changes | None = None  # Not None while in a transaction.
@@ -220,6 +222,7 @@ class Outbox:
                     raise StorageError(self.path, "something in this transaction failed")
                 self._keep_bounds()
                 totals.store(self._sql, self._totals)
+                self._look_that_it_is_there()
                 self._sql.execute("COMMIT")
         except BaseException:
             self._totals, self._open, self._last_gap = memory.totals, memory.open, memory.last_gap
@@ -437,6 +440,11 @@ class Outbox:
                 self._sql.executescript(f"PRAGMA incremental_vacuum({limits.OUTBOX_SHRINK_PAGES})")
         except (sqlite3.Error, StorageError):
             pass  # The next commit meets the same trouble, and tells of it.
+
+    def _look_that_it_is_there(self) -> None:
+        """Raise OutboxDamagedError if the file was removed: what is committed into it now, the next start would not find."""
+        if inode_of(self.path) != self._inode:
+            raise OutboxDamagedError(self.path, "was removed or replaced while it was in use")
 
     def _number(self, query: str) -> int:
         with translated(self.path):

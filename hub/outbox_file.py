@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from config import limits
 from config.errors import SettingsError, StorageError
 from config.files import sync_folder
@@ -241,6 +243,18 @@ def _make(path: Path, now_ms: int, epoch: str) -> None:
         connection.close()
     os.replace(fresh, path)
     sync_folder(path.parent)
+
+
+def holder_of(path: Path) -> int | None:
+    """Return the process that has taken the outbox's lock, without touching the lock, or None."""
+    lock = _beside(path, ".lock")
+    try:
+        number = int(lock.read_bytes()[:20])
+        taken_s = lock.stat().st_mtime
+        # One that is younger has only got the number of the one that was.
+        return number if psutil.Process(number).create_time() <= taken_s + 1.0 else None
+    except (OSError, ValueError, psutil.Error):
+        return None
 
 
 class FileLock:

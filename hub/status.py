@@ -7,14 +7,14 @@ from datetime import datetime
 
 import msgspec
 import orjson
-import psutil
 from msgspec import Struct
 
 from broker.clock import unix_ms
 from config import limits
 from config.errors import SettingsError
 from config.settings import HubSettings
-from hub.agent import STATUS_FILE
+from hub.agent import OUTBOX_FILE, STATUS_FILE
+from hub.outbox_file import holder_of
 
 
 class PathStatus(Struct, frozen=True):
@@ -73,15 +73,16 @@ class HubStatus(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A status, and whether the process that wrote it still runs."""
+    """A status, whether a hub runs here, and whether it shows that it lives: one that hangs, or whose disk is full, does not."""
 
     status: HubStatus
     running: bool
+    fresh: bool = True
 
     @property
     def json(self) -> str:
         """Return the status as one JSON object."""
-        return orjson.dumps({**msgspec.to_builtins(self.status), "running": self.running}).decode()
+        return orjson.dumps({**msgspec.to_builtins(self.status), "running": self.running, "fresh": self.fresh}).decode()
 
 
 def read_status(settings: HubSettings) -> Found:
@@ -90,13 +91,17 @@ def read_status(settings: HubSettings) -> Found:
     try:
         status = msgspec.json.decode(file.read_bytes(), type=HubStatus)
     except FileNotFoundError:
+        if (pid := holder_of(settings.hub.data_dir / OUTBOX_FILE)) is not None:
+            raise SettingsError(
+                f"is not there, though a hub runs, process {pid}: can it write there?", file=file
+            ) from None
         raise SettingsError("the hub has never run here; start it with: hubline hub run -c FILE", file=file) from None
     except OSError as exc:
         raise SettingsError(f"can't be read: {exc.strerror}", file=file) from exc
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:
         raise SettingsError(f"is not a hub's status: {exc}", file=file) from exc
     fresh = unix_ms() - status.ts < limits.STATUS_STALE_S * 1000
-    return Found(status, running=fresh and psutil.pid_exists(status.pid))
+    return Found(status, holder_of(settings.hub.data_dir / OUTBOX_FILE) is not None, fresh)
 
 
 def told(found: Found) -> str:
@@ -147,6 +152,10 @@ def _headline(found: Found) -> str:
     status = found.status
     if not found.running:
         return f"does not run (last sign of life {_moment(status.ts)})"
+    if not found.fresh:
+        return (
+            f"runs, but has told nothing since {_moment(status.ts)}: it hangs, or its disk is full; what it told then:"
+        )
     match status.path.kind:
         case "connector":
             where = f"sends through connector {status.path.connector} ({status.path.endpoint})"

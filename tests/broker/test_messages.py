@@ -138,3 +138,32 @@ def test_a_payload_beyond_the_contracts_size_is_not_even_written() -> None:
 )  # fmt: skip
 def test_a_value_is_a_number_that_json_can_say_or_a_short_text(value: object, fits: bool) -> None:
     assert messages.is_value(value) == fits
+
+
+@pytest.mark.parametrize("depth", [2_000, 20_000])
+def test_what_is_nested_too_deeply_is_refused_like_any_other_nonsense(depth: int) -> None:
+    """Any hub may send it: it must not come up as another error than the contract's."""
+    deep = b'{"a":' * depth + b"1" + b"}" * depth
+    for payload in (deep, b'{"epoch":"9f2c4be1d07a6b53","seq":1,"sent":1,"body":%b}' % deep):
+        try:
+            messages.decode(payload, Envelope)
+        except ProtocolError:
+            pass
+    with pytest.raises(ProtocolError):
+        messages.decode(deep, Envelope)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "gap"},
+        {"event": "gap", "from_seq": 1, "points": 3},
+        {"event": "gap", "from_seq": 5, "to_seq": 4, "points": 3},
+        {"event": "gap", "from_seq": 1, "to_seq": 4},
+    ],
+)
+def test_a_gap_record_must_say_what_is_missing(event: dict[str, object]) -> None:
+    """The audit subtracts it from what is missing: half a record would excuse a loss."""
+    envelope = Envelope("9f2c4be1d07a6b53", 1, 1, {"events": [event]})
+    with pytest.raises(ProtocolError, match="gap"):
+        messages.decode_body("events", envelope)

@@ -123,6 +123,49 @@ def test_a_damaged_outbox_is_set_aside_and_told_of(fleet: Fleet) -> None:
     assert {epoch, fleet.status("pc-1")["epoch"]} <= epochs
 
 
+def test_a_database_that_is_removed_gets_no_acknowledgement(fleet: Fleet) -> None:
+    """What is committed into a file without a name is gone with the process: nothing may be acknowledged for it."""
+    folder = fleet.bundle("cloud", "cloud")
+    for file in folder.glob("cloud.db*"):
+        file.unlink()
+    until("the cloud notices", lambda: fleet.events("cloud", "storage_failed"))
+    until("it begins another", lambda: fleet.events("cloud", "storage_recovered"))
+    fleet.wait_until_flowing()
+    values = fleet.counted("pc-1")
+    assert values == list(range(values[0], values[0] + len(values)))
+
+
+def test_an_outbox_that_is_removed_is_begun_anew(fleet: Fleet) -> None:
+    data = fleet.bundle("hub", "pc-1") / "data"
+    epoch = fleet.status("pc-1")["epoch"]
+    for name in ("outbox.db", "outbox.db-wal", "outbox.db-shm"):
+        (data / name).unlink(missing_ok=True)
+    until("a new epoch is begun", lambda: fleet.status("pc-1").get("epoch") not in (None, epoch))
+    fleet.wait_until_flowing()
+    assert fleet.running["pc-1"].poll() is None
+
+
+def test_status_knows_a_running_hub_that_tells_nothing(fleet: Fleet) -> None:
+    data = fleet.bundle("hub", "pc-1") / "data"
+    fleet.running["pc-1"].send_signal(signal.SIGSTOP)
+    until("it is seen to be silent", lambda: "has told nothing since" in _told(fleet))
+    (data / "status.json").unlink()
+    assert f"process {fleet.running['pc-1'].pid}" in _told(fleet)
+    fleet.running["pc-1"].send_signal(signal.SIGCONT)
+    until("it tells again", lambda: "sends through connector" in _told(fleet))
+
+
+def _told(fleet: Fleet) -> str:
+    done = fleet.hubline("hub", "status", "-c", str(fleet.settings("pc-1")), check=False)
+    return done.stdout + done.stderr
+
+
+def test_a_reader_who_asks_for_more_than_he_may_read_is_told_so(fleet: Fleet) -> None:
+    done = fleet.hubline("tail", "-c", str(fleet.bundle("reader", "viewer") / "reader.toml"), "#", check=False)
+    assert done.returncode == 1
+    assert f"may read hl1/{fleet.fleet}/# only" in done.stderr
+
+
 def test_a_second_hub_on_the_same_outbox_is_refused_in_one_line(fleet: Fleet) -> None:
     done = fleet.hubline("hub", "run", "-c", str(fleet.settings("pc-1")), check=False)
     assert done.returncode == 1
