@@ -217,7 +217,7 @@ class Writing:
             case Events(events=events):
                 times = [event.ts for event in events if event.ts is not None]
                 for position, event in enumerate(events):
-                    if event.event == "gap":
+                    if event.is_gap:
                         said = (event.from_seq, event.to_seq, event.points, event.first_ts, event.last_ts, event.reason)
                         self._gaps.append((stream_no, message.seq, position, *said))
             case None:

@@ -244,7 +244,7 @@ class Paths:
         identity = self._settings.identity
         filters = []
         if number in self._numbers:
-            filters.append((hub_filter(identity.fleet, identity.site, identity.name, "down"), 1))
+            filters.append((hub_filter(identity.fleet, identity.site, identity.name, "down"), 0))
         if kind is Kind.CONNECTOR:
             filters.append((connector_filter(identity.fleet, identity.site), 1))
         session.subscribe(filters)
