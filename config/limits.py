@@ -35,6 +35,12 @@ TOPIC_MAX_BYTES: Final = 512
 KEEP_ALIVE_S: Final = 20
 """Seconds between life signs: the broker sees a silent loss in 30 s and the client in 40, well within the outage that counts."""
 
+KEEP_ALIVE_MIN_S: Final = 2
+"""A shorter one would make every pause of a busy machine a loss."""
+
+KEEP_ALIVE_MAX_S: Final = 120
+"""A longer one would see an outage after it should have been over."""
+
 KEEP_ALIVE_GRACE: Final = 1.5
 """MQTT 3.1.1, 3.1.2.10: the server waits one and a half times the keep alive."""
 

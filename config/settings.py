@@ -59,6 +59,7 @@ ProxyUrl: TypeAlias = Annotated[
     ),
 ]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0)]
+KeepAlive: TypeAlias = Annotated[int, Meta(ge=limits.KEEP_ALIVE_MIN_S, le=limits.KEEP_ALIVE_MAX_S)]
 Days: TypeAlias = Annotated[float, Meta(gt=0)]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 Scalar: TypeAlias = str | int | float | bool | list[str]
@@ -83,11 +84,12 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HubProcess(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[hub]`: where the hub keeps what it must not lose, and how much of it."""
+    """`[hub]`: where the hub keeps what it must not lose, how much of it, and how often it shows a broker that it lives."""
 
     data_dir: Path = Path("data")
     outbox_max_bytes: Annotated[int, Meta(ge=1024 * 1024)] = limits.OUTBOX_MAX_BYTES
     outbox_max_days: Days = limits.OUTBOX_MAX_AGE_S / 86_400
+    keep_alive_s: KeepAlive = limits.KEEP_ALIVE_S
 
 
 class HubConnector(Struct, frozen=True, forbid_unknown_fields=True):
@@ -158,6 +160,7 @@ class ConnectorProcess(Struct, frozen=True, forbid_unknown_fields=True):
     advertise: bool = True
     advertise_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     data_dir: Path = Path("data")
+    keep_alive_s: KeepAlive = limits.KEEP_ALIVE_S
 
 
 class ConnectorCloud(Struct, frozen=True, forbid_unknown_fields=True):

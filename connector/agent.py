@@ -111,7 +111,7 @@ class Agent:
         except SettingsError as exc:
             self._ended(side, "-", str(exc))
             return
-        options = SessionOptions(endpoint, identity.name, tls, will, proxy)
+        options = SessionOptions(endpoint, identity.name, tls, will, proxy, self.settings.connector.keep_alive_s)
         self._numbers[side] = number
         session = Session(options, lambda event: self._on_session(side, session, event))
         self._sessions[side] = session

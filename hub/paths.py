@@ -187,7 +187,7 @@ class Paths:
             self._runner.feed(link.SessionEnded(number, str(exc)))
             return
         client_id = identity.name if carrying else f"{identity.name}.observer"
-        options = SessionOptions(endpoint, client_id, tls, will, proxy)
+        options = SessionOptions(endpoint, client_id, tls, will, proxy, self._settings.hub.keep_alive_s)
         session = Session(options, lambda event: self._on_session(number, kind, session, event))
         self._sessions[number] = session
         session.open()

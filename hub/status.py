@@ -129,6 +129,18 @@ def _prospects(found: Found) -> list[str]:
     """Return what was tried, and what comes next."""
     path = found.status.path
     lines = []
+    match path.kind:
+        case "connector":
+            lines.append(
+                f"  why              the site broker answers, and {path.connector} says that its way to the cloud is open"
+            )
+            lines.append(
+                "  other path       directly to the cloud, when no connector has been good for failover.outage_s"
+            )
+        case "direct":
+            lines.append(
+                "  why              no connector was good for failover.outage_s, or none was found at the start"
+            )
     if path.kind != "connector" and path.outage_since is not None:
         lines.append(f"  connector        out since {_moment(path.outage_since)}")
     lines += [

@@ -86,7 +86,7 @@ def test_nothing_is_lost_while_the_wan_is_cut(one: Site) -> None:
         until(
             "it measures on",
             lambda hub=hub, before=before: (  # type: ignore[misc]
-                one.status(hub)["outbox"]["points_written"] > before + 1000  # type: ignore[index]
+                one.status(hub)["outbox"]["points_written"] > before + 500  # type: ignore[index]
             ),
         )
     one.gateway.mend(one.wan_lan)

@@ -176,6 +176,8 @@ def test_a_second_hub_on_the_same_outbox_is_refused_in_one_line(fleet: Fleet) ->
 def test_status_tells_a_person_and_a_script_how_the_hub_is(fleet: Fleet) -> None:
     told = fleet.hubline("hub", "status", "-c", str(fleet.settings("pc-1"))).stdout
     assert "sends through connector berlin-1" in told
+    assert "berlin-1 says that its way to the cloud is open" in told
+    assert "other path" in told
     status = orjson.loads(fleet.hubline("hub", "status", "-c", str(fleet.settings("pc-1")), "--json").stdout)
     assert status["path"]["kind"] == "connector"
     assert status["path"]["connector"] == "berlin-1"
