@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -133,7 +134,10 @@ def test_whatever_dies_is_named_and_the_verdict_follows(tmp_path: Path, unique_n
         until("the hub has noticed", lambda: fleet.path("pc-1") == "none")
         report = running(fleet)
         assert report["path"] == "direct"
-        assert f"directly to the cloud at 127.0.0.1:{fleet.cloud_port} in 4 min " in report["verdict"]
+        said = (
+            rf"directly to the cloud at 127\.0\.0\.1:{fleet.cloud_port} in [45] min \d+ s"  # With up to 4 s of jitter.
+        )
+        assert re.search(said, str(report["verdict"]))
         assert "connector berlin-1 is gone, without a goodbye" in report["verdict"]
         assert "start the connector" in the(report, "connector", "problem")["todo"]
         assert "no connector of site berlin has answered" in the(report, "search", "warning")["text"]
