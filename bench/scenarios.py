@@ -37,7 +37,7 @@ class Plan:
     hub_s: float
 
 
-FULL: Final = Plan(pairs=5, warm_s=2, seconds=15, steady_s=10, hub_settles_s=10, hub_s=60)
+FULL: Final = Plan(pairs=5, warm_s=2, seconds=10, steady_s=10, hub_settles_s=10, hub_s=60)
 QUICK: Final = Plan(pairs=1, warm_s=1, seconds=4, steady_s=4, hub_settles_s=2, hub_s=10)
 
 
