@@ -204,9 +204,7 @@ class Link:
         self._start_grace_until = started_at + grace_s
         self._never_good = True
         self._good_until = -inf  # When a connector's path was last known to be good, of those that are not any more.
-        self._entitled = (
-            False  # To the cloud without waiting: it went there, and no connector's path has proven itself since.
-        )
+        self._entitled = False  # To the cloud at once: it was there, and no connector's path is proven since.
         self._outage_saved_at = started_at
         self._random = random
         self._numbers = 0
@@ -215,9 +213,8 @@ class Link:
         self._observer: _Session | None = None
         self._cloud: _Session | None = None
         self._leaving: list[_Session] = []
-        self._worked = list(surroundings.cached)[
-            : limits.CANDIDATES_MAX
-        ]  # Site brokers that were used, the last first.
+        # Site brokers that were used, the last first.
+        self._worked = list(surroundings.cached[: limits.CANDIDATES_MAX])
         self._heard: list[str] = []  # Others that have answered a search; nothing else speaks for them.
         self._remembered = surroundings.cached
         self._round: list[str] = []  # Those still to be tried in this round.
@@ -311,9 +308,8 @@ class Link:
     def _ended(self, session: _Session, reason: str, alive_at: float, now: float) -> list[Command]:
         self.failures[session.kind] = f"{session.endpoint}: {reason}"
         was_leaving = session in self._leaving
-        if (
-            session is self._trial and self._observer is not None
-        ):  # The return has failed; what is watched is still good.
+        if session is self._trial and self._observer is not None:
+            # The return has failed; what is watched is still good.
             self._site_next_at = now + self._site_backoff.next_s()
         self._release(session)
         self._credit(session, now)

@@ -42,9 +42,8 @@ def nothing_left_behind() -> Iterator[None]:
 def pytest_configure() -> None:
     """Mark this process, so that its descendants can be told from everything else on the machine."""
     os.environ[RUN] = secrets.token_hex(8)
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # As a shell's background job, which our children would inherit.
+    # As a shell's background job has it, and our children would inherit it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

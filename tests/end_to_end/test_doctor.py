@@ -134,9 +134,8 @@ def test_whatever_dies_is_named_and_the_verdict_follows(tmp_path: Path, unique_n
         until("the hub has noticed", lambda: fleet.path("pc-1") == "none")
         report = running(fleet)
         assert report["path"] == "direct"
-        said = (
-            rf"directly to the cloud at 127\.0\.0\.1:{fleet.cloud_port} in [45] min \d+ s"  # With up to 4 s of jitter.
-        )
+        # With up to 4 s of jitter.
+        said = rf"directly to the cloud at 127\.0\.0\.1:{fleet.cloud_port} in [45] min \d+ s"
         assert re.search(said, str(report["verdict"]))
         assert "connector berlin-1 is gone, without a goodbye" in report["verdict"]
         assert "start the connector" in the(report, "connector", "problem")["todo"]
