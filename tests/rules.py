@@ -18,9 +18,7 @@ WALL = {
 ROOT = "hl" + "1"
 
 PATHS = re.compile(r"/(?:home|Users)/[A-Za-z]|/roo[t]\b|\bC:\\+Users\\+[A-Za-z]")
-HOSTS = re.compile(
-    r"\b(?:pypi\.org|pythonhosted\.org|npmjs\.(?:org|com)|docker\.io|ghcr\.io|quay\.io|crates\.io|proxy\.golang\.org)\b"
-)
+HOSTS = re.compile(r"\b(?:pypi|pythonhosted|npmjs|docker|ghcr|quay|crates|proxy\.golang)\.(?:org|com|io)\b")
 TRACKER = re.compile(r"\bissue #?\d|\bissues show\b", re.IGNORECASE)
 
 
