@@ -13,7 +13,7 @@ from typing import Final
 
 from bench import peer
 from config import provision
-from config.demo_fleet import FLEET, SITE, DemoFleet, Process
+from config.demo_fleet import FLEET, SITE, DemoFleet, Process, free_ports
 from config.errors import HublineError
 from config.principal import CLOUD_SITE
 from config.settings import Identity
@@ -80,7 +80,7 @@ class Rig:
         """Start two Mosquittos, each from scratch."""
         self._rounds += 1
         folder = self.directory / f"peer-{self._rounds}"
-        cloud_port, site_port = _free_ports(2)
+        cloud_port, site_port = free_ports(2)
         cloud = peer.write_cloud(folder / "cloud", self.bundles, FLEET, CONNECTOR, [COUNTER, STORER], cloud_port)
         site = peer.write_site(folder / "site", self.bundles, FLEET, SITE, CONNECTOR, site_port, cloud_port)
         for name, file, port in (("mosquitto cloud", cloud, cloud_port), ("mosquitto site", site, site_port)):
@@ -151,14 +151,3 @@ class Rig:
 def _answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

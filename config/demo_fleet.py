@@ -96,7 +96,7 @@ class DemoFleet:
         self.counts: dict[str, Counts] = {hub_id: Counts() for hub_id in self.hubs}
         self._environ = {**os.environ, **environ}
         self._bundles = directory / "bundles"
-        self.cloud_port, self.site_port = _free_ports(2)
+        self.cloud_port, self.site_port = free_ports(2)
 
     def provision(self) -> None:
         """Make the authority and a bundle for every process, as `hubline provision` does."""
@@ -240,7 +240,7 @@ def _rows(output: bytes) -> Iterator[object]:
             yield orjson.loads(line)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return ports that are free on loopback now."""
     sockets = [socket.socket() for _ in range(count)]
     try:

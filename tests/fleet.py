@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import TypeVar
 import orjson
 
 from config import provision
+from config.demo_fleet import free_ports
 
 HUBLINE = (sys.executable, "-c", "from config.cli import main; main()")
 WAIT_S = 60.0
@@ -40,16 +40,6 @@ def until(what: str, check: Callable[[], T], timeout_s: float = WAIT_S) -> T:
             return answer
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         time.sleep(0.02)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class Fleet:
