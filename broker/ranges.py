@@ -21,6 +21,13 @@ class Ranges:
         """Take in every number from `first` to `last`, inclusive; nothing if last < first."""
         if last < first:
             return
+        if not self._last or first > self._last[-1] + 1:  # Beyond all others, as new numbers are,
+            self._first.append(first)
+            self._last.append(last)
+            return
+        if first >= self._first[-1]:  # or at the end of the last ones.
+            self._last[-1] = max(last, self._last[-1])
+            return
         begin = bisect_left(self._last, first - 1)
         end = bisect_right(self._first, last + 1)
         if begin < end:
@@ -30,19 +37,22 @@ class Ranges:
 
     def remove(self, first: int, last: int) -> None:
         """Leave out every number from `first` to `last`, inclusive."""
-        if last < first:
+        if last < first or not self._last:
             return
         begin = bisect_left(self._last, first)
         end = bisect_right(self._first, last)
         if begin >= end:
             return
-        kept = [
-            (low, high)
-            for low, high in ((self._first[begin], first - 1), (last + 1, self._last[end - 1]))
-            if low <= high
-        ]
-        self._first[begin:end] = [low for low, _ in kept]
-        self._last[begin:end] = [high for _, high in kept]
+        low, high = self._first[begin], self._last[end - 1]
+        firsts: list[int] = []
+        lasts: list[int] = []
+        if low < first:
+            firsts.append(low)
+            lasts.append(first - 1)
+        if high > last:
+            firsts.append(last + 1)
+            lasts.append(high)
+        self._first[begin:end], self._last[begin:end] = firsts, lasts
 
     def within(self, first: int, last: int) -> list[tuple[int, int]]:
         """Return the members from `first` to `last` as ranges, in order."""
@@ -51,6 +61,9 @@ class Ranges:
 
     def missing(self, first: int, last: int) -> list[tuple[int, int]]:
         """Return what is not a member from `first` to `last`, as ranges, in order."""
+        begin = bisect_left(self._last, last)
+        if begin < len(self._last) and self._first[begin] <= first:
+            return []
         holes, next_number = [], first
         for low, high in self.within(first, last):
             if low > next_number:

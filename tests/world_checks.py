@@ -93,6 +93,11 @@ class Ledger:
     searches: Rate = field(default_factory=lambda: Rate("searches", SEARCHES_PER_MINUTE, SEARCHES_PER_HOUR))
     switches: list[tuple[float, float]] = field(default_factory=list)  # When it went direct, and how late that was.
 
+    @property
+    def seqs_stored(self) -> int:
+        """Return how many messages are stored."""
+        return sum(seqs.count() for seqs in self.seqs.values())
+
     def is_good(self, session: int | None = None) -> bool:
         """Tell whether a session (or any) hears of a good connector."""
         return any(
@@ -125,12 +130,14 @@ class Checks:
         """Be the database: what is new is stored, what is not is counted."""
         if batch.refused:
             self.complain(batch.refused[0].topic, f"sent what the contract refuses: {batch.refused[0].reason}")
-        return Outcome(duplicates=sum(not self._store(message) for message in batch.messages))
+        return Outcome(duplicates=sum([not self._store(message) for message in batch.messages]))
 
     def _store(self, message: Message) -> bool:
         hub_id, epoch, seq = message.stream.hub_id, message.stream.epoch, message.seq
         ledger = self._ledgers[hub_id]
-        seqs = ledger.seqs.setdefault(epoch, Ranges())
+        seqs = ledger.seqs.get(epoch)
+        if seqs is None:
+            seqs = ledger.seqs[epoch] = Ranges()
         fresh = seq not in seqs
         if isinstance(message.body, Events):
             if fresh:
@@ -138,7 +145,7 @@ class Checks:
             numbers: tuple[int, ...] = ()
         else:
             assert message.body is not None
-            numbers = tuple(int(point.values["n"]) for point in message.body.points)
+            numbers = tuple([int(point.values["n"]) for point in message.body.points])
         if self._remember_bodies and ledger.bodies.setdefault((epoch, seq), hash(numbers)) != hash(numbers):
             self.complain(hub_id, f"message {seq} has changed after it was sent")
         if not fresh:
@@ -158,7 +165,7 @@ class Checks:
         self._in_store(hub, hub.courier.epoch, ranges, "forgotten by its hub")
 
     def _in_store(self, hub: HubProcess, epoch: str, ranges: SeqRanges, what: str) -> None:
-        stored = self._ledgers[hub.name].seqs.get(epoch, Ranges())
+        stored = self._ledgers[hub.name].seqs.get(epoch) or Ranges()
         for first, last in ranges:
             if missing := stored.missing(first, last):
                 self.complain(hub.name, f"messages {missing} were {what} but are not stored")

@@ -8,7 +8,8 @@ which each of them finds the other silent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from heapq import heappush
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from broker.topics import covers
 from config import limits
@@ -16,10 +17,12 @@ from config import limits
 if TYPE_CHECKING:
     from tests.world import World
 
-LATENCY_S = (0.001, 0.02)
+LATENCY_MIN_S, LATENCY_SPREAD_S = 0.001, 0.02 - 0.001
 HELD_MAX = 20_000  # Packets in the buffers of one direction; beyond it they are dropped, as brokers and clients do.
 CLIENT_SILENT_S = 2.0 * limits.KEEP_ALIVE_S  # A ping after one keep alive, given up after another.
 SERVER_SILENT_S = limits.KEEP_ALIVE_S * limits.KEEP_ALIVE_GRACE
+
+Publish: TypeAlias = tuple[str, bytes, bool]  # Topic, payload, and whether it is to be retained.
 
 
 class Process:
@@ -41,10 +44,12 @@ class Process:
 
     def later(self, delay_s: float, call: Callable[..., None], *args: object) -> None:
         """Call, unless this life is over by then."""
-        self.world.at(self.world.now + delay_s, self._if_alive, self.life, call, args)
+        world = self.world
+        heappush(world.agenda, (world.now + delay_s, next(world.numbers), self._if_alive, self.life, (call, args)))
 
-    def _if_alive(self, life: int, call: Callable[..., None], args: tuple[object, ...]) -> None:
+    def _if_alive(self, life: int, what: tuple[Callable[..., None], tuple[object, ...]]) -> None:
         if life == self.life:
+            call, args = what
             call(*args)
 
 
@@ -59,14 +64,42 @@ class Client:
 
 
 class Pipe:
-    """One direction of a connection."""
+    """One direction of a connection. What goes through it is a packet, and who takes it at the other end."""
 
-    __slots__ = ("held", "last_at", "source", "target")
+    __slots__ = ("_last_at", "_world", "held", "source", "target")
 
-    def __init__(self, source: str, target: str):
+    def __init__(self, world: World, source: str, target: str):
         self.source, self.target = source, target
-        self.last_at = 0.0
-        self.held: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._world, self._last_at = world, 0.0
+        self.held: list[tuple[Callable[[Any], None], Any]] = []
+
+    def send(self, take: Callable[[Any], None], packet: object) -> None:
+        world = self._world
+        if self.held or ((world.cuts or world.dark) and not world.reaches(self.source, self.target)):
+            if len(self.held) < HELD_MAX:
+                self.held.append((take, packet))
+            return
+        at = world.now + LATENCY_MIN_S + LATENCY_SPREAD_S * world.draw()
+        if at < self._last_at:
+            at = self._last_at
+        self._last_at = at
+        heappush(world.agenda, (at, next(world.numbers), self._arrive, take, packet))
+
+    def _arrive(self, take: Callable[[Any], None], packet: object) -> None:
+        world = self._world
+        if self.held or ((world.cuts or world.dark) and not world.reaches(self.source, self.target)):
+            self.held.append((take, packet))
+        else:
+            take(packet)
+
+    def mended(self) -> None:
+        """What was held back goes on, after TCP has noticed."""
+        world = self._world
+        if self.held and world.reaches(self.source, self.target):
+            held, self.held = self.held, []
+            self._last_at = max(self._last_at, world.now + world.random.uniform(0.0, 1.0))
+            for take, packet in held:
+                world.at(self._last_at, self._arrive, take, packet)
 
 
 class Connection:
@@ -79,7 +112,7 @@ class Connection:
         broker: Broker,
         client: Client,
         client_id: str,
-        will: tuple[str, bytes] | None,
+        will: Publish | None,
     ):
         self.world, self.owner, self.broker, self.client = world, owner, broker, client
         self.client_id, self.will = client_id, will
@@ -88,8 +121,8 @@ class Connection:
         self.heard_at: float | None = None  # By the client.
         self.server_heard_at = 0.0
         self.filters: list[str] = []
-        self.to_server = Pipe(owner.name, broker.name)
-        self.to_client = Pipe(broker.name, owner.name)
+        self.to_server = Pipe(world, owner.name, broker.name)
+        self.to_client = Pipe(world, broker.name, owner.name)
         self.dropped = 0
         world.connections.append(self)
         wait_s = 3 * world.latency_s()
@@ -106,64 +139,43 @@ class Connection:
         return len(self.to_server.held)
 
     def publish(self, topic: str, payload: bytes, retain: bool = False) -> bool:
-        if not self.client_open or not self.accepted or self.in_flight >= limits.SESSION_IN_FLIGHT_MAX:
+        if not self.client_open or not self.accepted or len(self.to_server.held) >= limits.SESSION_IN_FLIGHT_MAX:
             self.dropped += 1
             return False
-        self._send(self.to_server, self._publish, topic, payload, retain)
+        self.to_server.send(self._publish, (topic, payload, retain))
         return True
 
     def subscribe(self, filters: list[str]) -> None:
         if self.client_open and self.accepted:
-            self._send(self.to_server, self._subscribe, filters)
+            self.to_server.send(self._subscribe, filters)
 
     def close(self) -> None:
         """Say goodbye: the broker forgets the will, if the word gets there."""
         if self.client_open:
             self.client_open = False
-            self._send(self.to_server, self._end_server, True)
+            self.to_server.send(self._end_server, True)
 
     def vanish(self) -> None:
         """The client's process is killed: its system closes the connection without a DISCONNECT."""
         if self.client_open:
             self.client_open = False
-            self._send(self.to_server, self._end_server, False)
+            self.to_server.send(self._end_server, False)
 
     # --- What the broker does ------------------------------------------------------------------------------------------
-
-    def deliver(self, topic: str, payload: bytes) -> None:
-        self._send(self.to_client, self._receive, topic, payload)
 
     def end_from_server(self) -> None:
         """Close it at the broker: its system tells the client, if it can."""
         if self.server_open:
             self.server_open = False
-            self._send(self.to_client, self._lose, "closed by the broker", True)
+            self.to_client.send(self._lose, "closed by the broker")
 
     # --- On the way ----------------------------------------------------------------------------------------------------
 
-    def _send(self, pipe: Pipe, call: Callable[..., None], *args: Any) -> None:
-        if pipe.held or not self.world.reaches(pipe.source, pipe.target):
-            if len(pipe.held) < HELD_MAX:
-                pipe.held.append((call, args))
-            return
-        pipe.last_at = max(pipe.last_at, self.world.now + self.world.latency_s())
-        self.world.at(pipe.last_at, self._arrive, pipe, call, args)
-
-    def _arrive(self, pipe: Pipe, call: Callable[..., None], args: tuple[Any, ...]) -> None:
-        if pipe.held or not self.world.reaches(pipe.source, pipe.target):
-            pipe.held.append((call, args))
-        else:
-            call(*args)
-
     def mended(self) -> None:
-        """What was held back goes on, after TCP has noticed."""
+        """Both ends hear each other again."""
         self.heard_at, self.server_heard_at = (self.heard_at and self.world.now), self.world.now
-        for pipe in (self.to_server, self.to_client):
-            if pipe.held and self.world.reaches(pipe.source, pipe.target):
-                held, pipe.held = pipe.held, []
-                pipe.last_at = max(pipe.last_at, self.world.now + self.world.random.uniform(0.0, 1.0))
-                for call, args in held:
-                    self.world.at(pipe.last_at, self._arrive, pipe, call, args)
+        self.to_server.mended()
+        self.to_client.mended()
 
     def _arrive_at_server(self, life: int) -> None:
         broker = self.broker
@@ -171,26 +183,29 @@ class Connection:
             return  # The time-out tells the client.
         self.server_open, self.server_heard_at = True, self.world.now
         broker.accept(self)
-        self._send(self.to_client, self._accept)
+        self.to_client.send(self._accept, None)
 
-    def _accept(self) -> None:
+    def _accept(self, _: None) -> None:
         if self.client_open:
             self.accepted, self.heard_at = True, self.world.now
             self.client.opened()
 
-    def _publish(self, topic: str, payload: bytes, retain: bool) -> None:
+    def _publish(self, packet: Publish) -> None:
         if self.server_open:
             self.server_heard_at = self.world.now
-            self.broker.published(topic, payload, retain)
+            if packet[2]:
+                self.broker.retain(packet)
+            self.broker.spread(packet)
 
     def _subscribe(self, filters: list[str]) -> None:
         if self.server_open:
             self.server_heard_at = self.world.now
             self.broker.subscribed(self, filters)
 
-    def _receive(self, topic: str, payload: bytes) -> None:
+    def receive(self, packet: Publish) -> None:
         if self.client_open and self.accepted:
             self.heard_at = self.world.now
+            topic, payload, _ = packet
             self.client.received(topic, payload)
 
     def _end_server(self, clean: bool) -> None:
@@ -198,10 +213,10 @@ class Connection:
             self.server_open = False
             self.broker.ended(self, clean)
 
-    def _lose(self, reason: str, audible: bool) -> None:
+    def _lose(self, reason: str) -> None:
         if self.client_open:
             self.client_open = False
-            self.client.lost(reason, self.world.now if audible else self.heard_at)
+            self.client.lost(reason, self.world.now)
 
     def _give_up(self, reason: str) -> None:
         if self.client_open and not self.accepted:
@@ -237,7 +252,7 @@ class Connection:
                 self.world.at(self.heard_at + CLIENT_SILENT_S, self._check_client)
                 return
             self.client_open = False
-            self._send(self.to_server, self._end_server, False)
+            self.to_server.send(self._end_server, False)
             self.client.lost("no life sign", self.heard_at)
 
     def _check_server(self) -> None:
@@ -246,15 +261,15 @@ class Connection:
                 self.world.at(self.server_heard_at + SERVER_SILENT_S, self._check_server)
                 return
             self.server_open = False
-            self._send(self.to_client, self._lose, "closed by the broker", True)
+            self.to_client.send(self._lose, "closed by the broker")
             self.broker.ended(self, clean=False)
 
     def reset(self) -> None:
         """An end that came back without its past answers the other one's next packet with a reset."""
         if self.client_open and self.accepted and not self.server_open:
-            self._send(self.to_client, self._lose, "connection reset", True)
+            self.to_client.send(self._lose, "connection reset")
         elif self.server_open and not self.client_open:
-            self._send(self.to_server, self._end_server, False)
+            self.to_server.send(self._end_server, False)
 
 
 class Broker(Process):
@@ -263,7 +278,7 @@ class Broker(Process):
     def __init__(self, world: World, name: str):
         super().__init__(world, name)
         self.refusing = False  # Overloaded: those that are there may stay, nobody else comes in.
-        self.retained: dict[str, bytes] = {}
+        self.retained: dict[str, Publish] = {}
         self.sessions: dict[str, Connection] = {}
         self._routes: dict[str, tuple[Connection, ...]] = {}
 
@@ -281,18 +296,17 @@ class Broker(Process):
     def subscribed(self, connection: Connection, filters: list[str]) -> None:
         connection.filters += [one for one in filters if one not in connection.filters]
         self._routes.clear()
-        for topic, payload in self.retained.items():
+        for topic, packet in self.retained.items():
             if any(covers(one, topic) for one in filters):
-                connection.deliver(topic, payload)
+                connection.to_client.send(connection.receive, packet)
 
-    def published(self, topic: str, payload: bytes, retain: bool) -> None:
-        if retain:
-            self.retained[topic] = payload
-            self.world.state_published(self, topic, payload)
-        self.spread(topic, payload)
+    def retain(self, packet: Publish) -> None:
+        self.retained[packet[0]] = packet
+        self.world.state_published(self, packet)
 
-    def spread(self, topic: str, payload: bytes) -> None:
+    def spread(self, packet: Publish) -> None:
         """Deliver to whoever has subscribed by now."""
+        topic = packet[0]
         routes = self._routes.get(topic)
         if routes is None:
             routes = tuple(
@@ -300,11 +314,12 @@ class Broker(Process):
             )
             self._routes[topic] = routes
         for session in routes:
-            session.deliver(topic, payload)
+            session.to_client.send(session.receive, packet)
 
     def ended(self, connection: Connection, clean: bool) -> None:
         if self.sessions.get(connection.client_id) is connection:
             del self.sessions[connection.client_id]
         self._routes.clear()
         if not clean and connection.will is not None and self.up:
-            self.published(*connection.will, retain=True)
+            self.retain(connection.will)
+            self.spread(connection.will)

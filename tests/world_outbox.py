@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,8 +25,7 @@ class Box(Protocol):
 
     def pending(self) -> list[tuple[int, int]]: ...
 
-    @contextmanager
-    def transaction(self) -> Iterator[Changes]: ...
+    def transaction(self) -> AbstractContextManager[Changes]: ...
 
     def append(self, kind: str, entries: Sequence[Entry]) -> list[int]: ...
 
@@ -50,10 +49,9 @@ class MemoryBox:
     def pending(self) -> list[tuple[int, int]]:
         return list(Ranges((seq, seq) for seq in self._points))
 
-    @contextmanager
-    def transaction(self) -> Iterator[Changes]:
+    def transaction(self) -> AbstractContextManager[Changes]:
         self._changes = Changes(Ranges(), Ranges())
-        yield self._changes
+        return nullcontext(self._changes)
 
     def append(self, kind: str, entries: Sequence[Entry]) -> list[int]:
         assert kind == "readings"
@@ -152,8 +150,12 @@ class Desk:
         self._busy = True
         try:
             while self._asked or (not self._retrying and (self._forgets or self._appends)):
-                for step in (self._forget_some, self._load_some, self._append_some):
-                    self._try(step)
+                if self._forgets:
+                    self._try(self._forget_some)
+                if self._asked:
+                    self._try(self._load_some)
+                if self._appends:
+                    self._try(self._append_some)
         finally:
             self._busy = False
 
@@ -171,22 +173,19 @@ class Desk:
         self._work()
 
     def _forget_some(self) -> None:
-        if self._forgets:
-            self._disk.check()
-            forgets, self._forgets = self._forgets, []
-            self.box.forget(forgets)
+        self._disk.check()
+        forgets, self._forgets = self._forgets, []
+        self.box.forget(forgets)
 
     def _load_some(self) -> None:
-        if self._asked:
-            asked, self._asked = self._asked, []
-            messages = self.box.load(asked)
-            self._loaded(messages, set(asked) - {message.seq for message in messages})
+        asked, self._asked = self._asked, []
+        messages = self.box.load(asked)
+        self._loaded(messages, set(asked) - {message.seq for message in messages})
 
     def _append_some(self) -> None:
-        if self._appends:
-            self._disk.check()
-            entries = list(self._appends)
-            with self.box.transaction() as changes:
-                self.box.append("readings", entries)
-            self._appends.clear()
-            self._written(changes, entries)
+        self._disk.check()
+        entries = list(self._appends)
+        with self.box.transaction() as changes:
+            self.box.append("readings", entries)
+        self._appends.clear()
+        self._written(changes, entries)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
@@ -43,38 +44,45 @@ class Driver:
 
     def __init__(self, process: Process, machine: Machine[Any, Any], execute: Callable[[Any], None]):
         self.machine, self._process, self._execute = machine, process, execute
+        self._world, self._handle, self._deadline = process.world, machine.handle, machine.deadline
         self._waiting: deque[Any] = deque()
         self._busy = False
         self._armed_at: float | None = None
 
     def feed(self, event: object) -> None:
-        self._waiting.append(event)
         if self._busy:
+            self._waiting.append(event)
             return
         self._busy = True
+        now = self._world.now
         try:
+            for command in self._handle(event, now):
+                self._execute(command)
             while self._waiting:
-                for command in self.machine.handle(self._waiting.popleft(), self._process.world.now):
+                for command in self._handle(self._waiting.popleft(), now):
                     self._execute(command)
         finally:
             self._busy = False
-        self._arm()
-
-    def _arm(self) -> None:
-        deadline, now = self.machine.deadline(), self._process.world.now
+        deadline = self._deadline()
         if deadline is not None and (self._armed_at is None or deadline < self._armed_at):
-            self._armed_at = max(now, deadline)
-            self._process.later(self._armed_at - now, self._wake, self._armed_at)
+            self._arm(deadline)
+
+    def _arm(self, deadline: float) -> None:
+        now = self._world.now
+        self._armed_at = max(now, deadline)
+        self._process.later(self._armed_at - now, self._wake, self._armed_at)
 
     def _wake(self, at: float) -> None:
         if at != self._armed_at:
             return  # An earlier deadline has taken its place.
         self._armed_at = None
-        deadline = self.machine.deadline()
-        if deadline is not None and deadline <= self._process.world.now:
+        deadline = self._deadline()
+        if deadline is None:
+            return
+        if deadline <= self._world.now:
             self.feed(Wakeup())
         else:
-            self._arm()
+            self._arm(deadline)
 
 
 @dataclass(eq=False)
@@ -85,7 +93,7 @@ class Carrier(Client):
     number: int
     kind: Kind
     session: int | None  # None for an observer.
-    connection: Connection | None = None
+    connection: Connection = field(init=False)
 
     def opened(self) -> None:
         self.hub.session_opened(self)
@@ -121,6 +129,7 @@ class HubProcess(Process):
         self.box: Box | None = None
         self.started_at = 0.0
         self.state_topic = str(Topic.hub_state(FLEET, SITE, name))
+        self._parse = lru_cache(limits.TOPICS_REMEMBERED_MAX)(Topic.parse)
         self.up_topics = {kind: str(Topic.up(FLEET, SITE, name, kind)) for kind in ("readings", "events")}
 
     # --- As a test sees it ---------------------------------------------------------------------------------------------
@@ -172,6 +181,7 @@ class HubProcess(Process):
         self.link_driver = Driver(self, self.link, self._execute_link)
         self.carriers: dict[int, Carrier] = {}
         self.using: Carrier | None = None
+        self.unproven = True  # No acknowledgement has come over the path in use.
         self.world.checks.hub_started(self)
         self.link_driver.feed(Wakeup())
         self.later(self.random.uniform(0, self.interval_s), self._sample)
@@ -204,7 +214,7 @@ class HubProcess(Process):
 
     def _loaded(self, loaded: list[OutboxMessage], gone: set[int]) -> None:
         for message in loaded:
-            if self.using is not None and self.using.connection is not None:
+            if self.using is not None:
                 payload = encode_envelope(self.courier.epoch, message.seq, self.wall_ms(), message.body)
                 self.using.connection.publish(self.up_topics[message.kind], payload)
             self.courier_driver.feed(courier.Sent(message.seq, message.size_bytes))
@@ -230,10 +240,9 @@ class HubProcess(Process):
             case link.Disconnect(number):
                 carrier = self.carriers.pop(number)
                 checks.disconnects(self, carrier)
-                assert carrier.connection is not None
                 carrier.connection.close()
             case link.Use(number, via):
-                self.using = self.carriers[number]
+                self.using, self.unproven = self.carriers[number], True
                 checks.uses(self, self.using, via)
                 self._birth(self.using, via)
                 self.courier_driver.feed(courier.PathOpened())
@@ -271,13 +280,12 @@ class HubProcess(Process):
         will = None
         if session is not None:
             state = HubState(online=False, epoch=self.courier.epoch, session=session)
-            will = (self.state_topic, messages.encode(state))
+            will = (self.state_topic, messages.encode(state), True)
         self.carriers[number] = carrier
         client_id = self.name if carrying else f"{self.name}.observer"
         carrier.connection = Connection(self.world, self, self.world.brokers[endpoint], carrier, client_id, will)
 
     def _birth(self, carrier: Carrier, via: str) -> None:
-        assert carrier.connection is not None
         assert carrier.session is not None
         state = HubState(
             online=True,
@@ -290,7 +298,6 @@ class HubProcess(Process):
         carrier.connection.publish(self.state_topic, messages.encode(state), retain=True)
 
     def session_opened(self, carrier: Carrier) -> None:
-        assert carrier.connection is not None
         filters = [] if carrier.session is None else [hub_filter(FLEET, SITE, self.name, "down")]
         if carrier.kind is Kind.CONNECTOR:
             filters.append(connector_filter(FLEET, SITE))
@@ -306,7 +313,7 @@ class HubProcess(Process):
         self.link_driver.feed(link.SessionEnded(carrier.number, reason, alive_at))
 
     def received(self, carrier: Carrier, text: str, payload: bytes) -> None:
-        topic = Topic.parse(text)
+        topic = self._parse(text)
         if topic.owner == "connector":
             state = messages.decode(payload, ConnectorState)
             self.world.checks.heard(self, carrier, topic.name, state)
@@ -314,9 +321,10 @@ class HubProcess(Process):
             return
         ack = messages.decode(payload, Ack)
         self.world.checks.acknowledged(self, ack)
-        before = self.courier.unacknowledged
+        before = self.courier.unacknowledged if self.unproven else 0
         self.courier_driver.feed(courier.Acknowledged(ack.epoch, tuple(ack.ranges)))
-        if self.courier.unacknowledged < before and carrier is self.using:
+        if self.unproven and carrier is self.using and self.courier.unacknowledged < before:
+            self.unproven = False  # As in the agent, the link is told once.
             self.world.checks.proven(self, carrier)
             self.link_driver.feed(link.CloudAcknowledged(carrier.number))
 
@@ -328,7 +336,10 @@ class BridgeEnd(Client):
     connector: ConnectorProcess
     side: Side
     session: int
-    connection: Connection | None = None
+    connection: Connection = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.other_side = self.side.other
 
     def opened(self) -> None:
         self.connector.feed(self, bridge.Opened(self.side))
@@ -337,9 +348,9 @@ class BridgeEnd(Client):
         self.connector.feed(self, bridge.Ended(self.side))
 
     def received(self, topic: str, payload: bytes) -> None:
-        other = self.connector.ends.get(self.side.other)
-        in_flight = 0 if other is None or other.connection is None else other.connection.in_flight
-        self.connector.feed(self, bridge.Came(self.side, topic, payload, in_flight))
+        other = self.connector.ends.get(self.other_side)
+        in_flight = 0 if other is None else len(other.connection.to_server.held)
+        self.connector.driver.feed(bridge.Came(self.side, topic, payload, in_flight))
 
 
 class ConnectorProcess(Process):
@@ -367,12 +378,12 @@ class ConnectorProcess(Process):
 
     def _execute(self, command: bridge.Command) -> None:
         match command:
+            case bridge.Forward(side, topic, payload, _, retain):
+                self._connection(side).publish(topic, payload, retain)
             case bridge.Connect(side, _):
                 self._connect(side)
             case bridge.Subscribe(side, filters):
                 self._connection(side).subscribe([one for one, _ in filters])
-            case bridge.Forward(side, topic, payload, _, retain):
-                self._connection(side).publish(topic, payload, retain)
             case bridge.Announce(side, upstream_up):
                 state = ConnectorState(
                     online=True,
@@ -384,14 +395,12 @@ class ConnectorProcess(Process):
                 self._connection(side).publish(self.state_topic, messages.encode(state), retain=True)
 
     def _connection(self, side: Side) -> Connection:
-        connection = self.ends[side].connection
-        assert connection is not None
-        return connection
+        return self.ends[side].connection
 
     def _connect(self, side: Side) -> None:
         self.session += 1
         end = self.ends[side] = BridgeEnd(self, side, self.session)
-        will = (self.state_topic, messages.encode(ConnectorState(online=False, session=self.session)))
+        will = (self.state_topic, messages.encode(ConnectorState(online=False, session=self.session)), True)
         target = self.world.brokers[self.site_broker if side is Side.SITE else CLOUD_BROKER]
         end.connection = Connection(self.world, self, target, end, self.name, will)
 
@@ -427,7 +436,6 @@ class CloudProcess(Process, Client):
             case ingest.Store(batch):
                 self.later(self.random.uniform(0.002, 0.02), self._commit, batch)
             case ingest.Acknowledge(topic, ack):
-                assert self.end.connection is not None
                 self.end.connection.publish(topic, messages.encode(ack))
             case ingest.PublishLast():
                 raise AssertionError("the world's store reports no newest values")
@@ -450,10 +458,9 @@ class CloudEnd(Client):
 
     service: CloudProcess
     since: float
-    connection: Connection | None = None
+    connection: Connection = field(init=False)
 
     def opened(self) -> None:
-        assert self.connection is not None
         self.since = self.service.world.now
         filters = [hub_filter(FLEET, "+", "+", channel) for channel in ("up", "state")]
         self.connection.subscribe([*filters, connector_filter(FLEET, "+")])
