@@ -87,7 +87,10 @@ class Ack(Struct, frozen=True):
 
 
 class HubState(Struct, frozen=True, omit_defaults=True):
-    """`state` of a hub: birth (`online`), clean stop (`reason` "stopped") or last will."""
+    """`state` of a hub: birth (`online`), clean stop (`reason` "stopped") or last will.
+
+    The first birth of a process has the `reason` "started"; a hub in polling mode leaves with the `reason` "polling".
+    """
 
     online: bool
     epoch: Epoch
@@ -97,10 +100,12 @@ class HubState(Struct, frozen=True, omit_defaults=True):
     version: str | None = None
     ts: UnixMs | None = None
     reason: str | None = None
+    host: Annotated[str, Meta(max_length=256)] | None = None
+    addresses: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=limits.ADDRESSES_MAX)] = []
 
 
 class ConnectorState(Struct, frozen=True, omit_defaults=True):
-    """`state` of a connector, on both brokers, or its last will."""
+    """`state` of a connector, on both brokers, or its last will. `site` is whether it reaches its site broker."""
 
     online: bool
     session: Count
@@ -108,6 +113,7 @@ class ConnectorState(Struct, frozen=True, omit_defaults=True):
     since: UnixMs | None = None
     ts: UnixMs | None = None
     reason: str | None = None
+    site: Literal["up", "down"] | None = None
 
 
 class Last(Struct, frozen=True):

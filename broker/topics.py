@@ -55,9 +55,24 @@ class Topic:
         return cls(fleet, site, "hub", hub_id, "state")
 
     @classmethod
+    def heartbeat(cls, fleet: str, site: str, hub_id: str) -> Topic:
+        """Return the topic of a hub's life signs."""
+        return cls(fleet, site, "hub", hub_id, "heartbeat")
+
+    @classmethod
+    def poll(cls, fleet: str, site: str, hub_id: str) -> Topic:
+        """Return the topic by which a hub asks for tasks and settings."""
+        return cls(fleet, site, "hub", hub_id, "poll")
+
+    @classmethod
     def connector_state(cls, fleet: str, site: str, connector_id: str) -> Topic:
         """Return the topic of a connector's state and last will."""
         return cls(fleet, site, "connector", connector_id, "state")
+
+    @classmethod
+    def presence(cls, fleet: str, site: str, hub_id: str) -> Topic:
+        """Return the topic of a hub's one status, as the cloud sees it."""
+        return cls(fleet, site, "hub", hub_id, "presence")
 
     @classmethod
     def last(cls, fleet: str, site: str, hub_id: str, sensor: str) -> Topic:

@@ -1,4 +1,7 @@
-"""Says what is wrong with the files that settings name: certificate, key, authorities and revocation list of one role."""
+"""Says what is wrong with the files that settings name: certificate, key, authorities and revocation list of one role.
+
+Also what is doubtful in the settings themselves.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,28 @@ from typing import Final, NamedTuple
 
 from cryptography import x509
 
-from config import limits, pki
-from config.errors import RefusedError
+from config import limits, pki, remote
+from config.errors import RefusedError, SettingsError
 from config.principal import Role, principal_of
-from config.settings import BrokerSettings, Identity, Settings
+from config.settings import BrokerSettings, HubMode, HubSettings, Identity, Settings
 
 _CRL: Final = re.compile(b"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 _CLOCK: Final = "check this machine's clock"
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong; `fatal` if the role can't work with it."""
+    """One thing that is wrong; `fatal` if the role can't work with it. `file` is None for the settings themselves."""
 
-    file: Path
+    file: Path | None
     problem: str
     fatal: bool = True
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.problem}"
+        return self.problem if self.file is None else f"{self.file}: {self.problem}"
 
 
 def findings(settings: Settings, role: Role) -> list[Finding]:
-    """Return everything that is wrong with the files of `settings`; an empty list if nothing is."""
+    """Return everything that is wrong with the files of `settings`, and what is doubtful in them; else an empty list."""
     identity, found = settings.identity, list[Finding]()
     authorities = _certificates(identity.ca, found)
     leaves = _certificates(identity.cert, found)
@@ -51,7 +54,18 @@ def findings(settings: Settings, role: Role) -> list[Finding]:
                 found += _of_dates(issuer, identity.ca, "a second authority")
     if isinstance(settings, BrokerSettings) and settings.broker.crl is not None:
         found += _of_revocation_lists(settings.broker.crl, authorities, leaves)
+    if isinstance(settings, HubSettings):
+        found += _of_mode(settings.mode)
     return found
+
+
+def _of_mode(mode: HubMode) -> list[Finding]:
+    doubts = [Finding(None, doubt, fatal=False) for doubt in remote.doubts_about(mode)]
+    try:
+        remote.check_ranges(mode)
+    except SettingsError as exc:
+        return [Finding(None, str(exc)), *doubts]
+    return doubts
 
 
 def _of_identity(leaf: x509.Certificate, identity: Identity, role: Role) -> list[Finding]:

@@ -15,6 +15,9 @@ POINTS_MAX: Final = 1000
 EVENTS_MAX: Final = 1000
 """Events in one message, for the same reason."""
 
+ADDRESSES_MAX: Final = 64
+"""Addresses of its own that a hub tells; a machine with more has virtual ones that say nothing."""
+
 VALUES_MAX: Final = 1000
 """Values in one point: with POINTS_MAX it keeps a message's decoding cost proportional to its size."""
 
@@ -272,6 +275,56 @@ STOP_DRAIN_S: Final = 2.0
 STOP_TIMEOUT_S: Final = 5.0
 """A role has stopped by then, or leaves the rest to the next start; service managers rely on it."""
 
+# --- The hub's modes and logs ----------------------------------------------------------------------------------------
+
+CONTACT_JITTER_SHARE: Final = 0.1
+"""Of its interval: how much later than its time a contact may come, so that a network's hubs do not come together."""
+
+CONTACT_JITTER_MAX_S: Final = 30.0
+"""And never later than this: the cloud counts the minutes without a heartbeat."""
+
+CONTACT_RETRY_FIRST_S: Final = 20.0
+"""The first wait before a contact that found no path is tried again, uniform from 0."""
+
+CONTACT_RETRY_MAX_S: Final = 600.0
+"""The longest such wait, unless the interval is shorter."""
+
+CONTACT_PATH_S: Final = 45.0
+"""How long a contact looks for a path beyond the grace after which the cloud is tried: some attempts fit."""
+
+CONTACT_ANSWER_S: Final = 5.0
+"""How long a poll waits for the first task or setting, and for the next one after each: the cloud answers within a second."""
+
+CONTACT_MAX_S: Final = 600.0
+"""The longest contact: what was not delivered by then, and tasks that still run, go on at the next one."""
+
+ROAMING_CHECK_S: Final = 1.0
+"""How often a hub looks whether somebody has set it roaming, and whether it has something new to report."""
+
+ADDRESSES_CHECK_S: Final = 30.0
+"""How often a hub looks whether its own addresses have changed."""
+
+LOGS_INTERVAL_S: Final = 5.0
+"""Log lines are put into the outbox at most this often, so that some of them share a message."""
+
+LOGS_PER_S: Final = 2.0
+"""Log lines that a hub sends in the long run: a hub in trouble says the same again and again."""
+
+LOGS_BURST: Final = 200
+"""Log lines that it may send at once after a quiet time: a start, or a path that changes."""
+
+LOGS_WAITING_MAX: Final = 500
+"""Log lines in memory that wait for the outbox, and the newest ones kept there to be collected."""
+
+LOGS_BATCH_BYTES: Final = 64 * 1024
+"""Log lines in one message; a message of this size holds up no reading."""
+
+LOG_FIELDS_MAX_BYTES: Final = 2048
+"""What the fields of one log line that is sent may take; longer texts are cut, then fields left out."""
+
+LOGS_FILE_MAX_BYTES: Final = 1024 * 1024
+"""Log lines that wait on the disk while a hub roams: some thousand; then the older half goes."""
+
 # --- The doctor -----------------------------------------------------------------------------------------------------
 
 DOCTOR_STEP_S: Final = 4.0
@@ -427,6 +480,127 @@ STORE_CHECKPOINT_PAGES: Final = 4_000
 READ_PAGE_MESSAGES: Final = 500
 """Messages read in one go by queries: each in a short transaction, so that no slow reader keeps the log from being reused."""
 
+LANE_BATCH: Final = 500
+"""Changes of presence, tasks and settings that share a transaction: a burst of a thousand hubs takes two."""
+
+ROSTER_LOOK_S: Final = 5.0
+"""Seconds between two looks at the roster's file: a revocation shows soon after it was copied here."""
+
+SKEW_WINDOW_S: Final = 300.0
+"""Half of the time over which a hub's clock is measured: a clock that was set right counts as right soon after."""
+
+SKEW_AHEAD_MIN_MS: Final = 2_000
+"""A clock that is ahead by less is left alone: two machines that are set by NTP differ by less than a second."""
+
+SKEW_BEHIND_MIN_MS: Final = 30_000
+"""The same for one that is behind, plus what a message may take over a path that is just being mended."""
+
+SKEW_STREAMS_MAX: Final = 200_000
+"""Clocks that are remembered, about 150 bytes each."""
+
+# --- Presence -------------------------------------------------------------------------------------------------------
+
+DIRECT_GRACE_S: Final = 60.0
+"""How long after the expected switch a hub behind a dead path counts as under way: the longest wait between two attempts."""
+
+WORD_SLACK_S: Final = 10.0
+"""What a hub sends this long after its end, or after its path's, shows that it lives; anything sooner may have been under way."""
+
+CLOCKS_SLACK_S: Final = 60.0
+"""The same if the clocks don't tell the order of two words: nothing is that long under way, since brokers keep nothing."""
+
+DUPLICATE_QUIET_S: Final = 600.0
+"""Two machines use one identity until one of them was silent for this long: ten times the longest backoff."""
+
+LIVES_MAX: Final = 4
+"""Outboxes of one hub that presence remembers; the longest silent goes first."""
+
+PRESENCE_GRACE_MIN_S: Final = 5.0
+"""The shortest grace after an outage of ours: what is retained must have time to arrive."""
+
+PRESENCE_BURST: Final = 50
+"""Statuses published in one go: after a restart of the broker the whole fleet's must not hold up the acknowledgements."""
+
+PRESENCE_INTERVAL_S: Final = 0.05
+"""Between two such bursts; what changes twice meanwhile is published once."""
+
+PRESENCE_SAVE_S: Final = 60.0
+"""How often it is saved when hubs were last seen: a restart forgets no more than this of it."""
+
+CLOCK_MENDED: Final = 0.9
+"""A clock that was wrong counts as right again below this share of the limit, so that no reason flickers at its edge."""
+
+# --- The API and `hubline fleet` ------------------------------------------------------------------------------------
+
+API_BODY_MAX_BYTES: Final = 1024 * 1024
+"""The body of a request; the largest, a document of settings, has some kilobytes."""
+
+API_PAGE: Final = 100
+"""Entries of a page, unless the request says otherwise."""
+
+API_PAGE_MAX: Final = 1000
+"""Entries of a page at most: some hundred kilobytes, and some ten milliseconds of the event loop."""
+
+API_SCAN_MESSAGES: Final = 500
+"""Stored messages that one page of readings decodes at most; a page may be short, and then has a cursor to go on."""
+
+API_SCAN_BUCKETS: Final = 20_000
+"""Stored buckets that one page of sums looks up at most, for the same reason."""
+
+API_INTERVAL_MAX_DAYS: Final = 31
+"""The longest interval over which the API sums up: what is longer is put together from days."""
+
+API_TARGETS_MAX: Final = 1000
+"""Hubs, sites or groups that a task names; whole sites and groups stand for any number of hubs."""
+
+API_CONNECTIONS_MAX: Final = 500
+"""Open connections of the API; further ones get 503 at once."""
+
+API_STREAMS_MAX: Final = 100
+"""Listeners to server-sent events, each with a queue of its own: consoles and `hubline fleet watch`."""
+
+API_CHANGES_WAITING_MAX: Final = 1000
+"""Changes that wait for one listener; a slower one loses them and is told to read everything again."""
+
+API_HEARTBEAT_S: Final = 15.0
+"""A silent stream of events shows that it lives, and its token is looked at again: proxies close after 30 to 60 s."""
+
+API_FAILURES_BURST: Final = 10
+"""Wrong tokens in a row that one address may present before it has to wait."""
+
+API_FAILURE_REFILL_S: Final = 6.0
+"""After this an address may fail once more: ten times a minute."""
+
+API_ADDRESSES_REMEMBERED: Final = 10_000
+"""Addresses whose failures are counted; the longest unseen goes first."""
+
+API_TOKENS_MAX: Final = 1000
+"""Tokens that are not revoked: each presented one is compared with all of them."""
+
+API_TOKENS_RELOAD_S: Final = 5.0
+"""How soon a token that another process has made or revoked is known here."""
+
+API_TOKEN_USED_STEP_S: Final = 60.0
+"""How exactly it is kept when a token was last used: a row written a minute is enough."""
+
+API_STOP_S: Final = 1
+"""How long answers that have begun may take when the service stops; whole seconds."""
+
+AUDIT_TEXT_MAX: Final = 500
+"""Characters of a target or an outcome in the audit log."""
+
+API_SUGGESTIONS: Final = 3
+"""Names that an error offers for one that is unknown."""
+
+FLEET_TIMEOUT_S: Final = 30.0
+"""How long `hubline fleet` waits for a sign of the API; streams send one at least every API_HEARTBEAT_S."""
+
+FLEET_POLL_S: Final = 1.0
+"""How often `hubline fleet` asks while it follows a task or a log."""
+
+FLEET_RECONNECT_MAX_S: Final = 10.0
+"""The longest wait of `hubline fleet watch` before it calls again."""
+
 # --- Setting up -----------------------------------------------------------------------------------------------------
 
 SETTINGS_FILE_MAX_BYTES: Final = 1024 * 1024
@@ -461,6 +635,136 @@ FLEET_LOCK_POLL_S: Final = 0.05
 
 CLOUD_ENDPOINTS_MAX: Final = 16
 """Addresses of a cloud broker: each is a name in its certificate and an attempt of a client."""
+
+# --- Tasks ----------------------------------------------------------------------------------------------------------
+
+TASK_PROGRESS_S: Final = 20.0
+"""A running task is reported at least this often: below the 25 s after which progress is due."""
+
+TASK_PROGRESS_MIN_S: Final = 2.0
+"""Progress in between is reported no oftener: each report is a durable message."""
+
+TASK_PROGRESS_MAX_S: Final = 60.0
+"""A running task that is silent for this long, while its hub can be reached, counts as lost: two reports that failed to come."""
+
+TASK_ASK_S: Final = 30.0
+"""A hub that has accepted a task and is silent for this long is asked how it stands, before the task counts as lost."""
+
+TASK_MARGIN_S: Final = 60.0
+"""How long after its deadline the answer about a task may still come: it was begun in time, or refused, on a slow path."""
+
+TASK_SILENCE_MAX_S: Final = 86_400.0
+"""A task whose hub says nothing of it counts as lost a day after its deadline, even if the hub can't be reached at all."""
+
+TASK_REPEAT_MIN_S: Final = 3.0
+"""Between two deliveries of a task to one hub: the first answer needs a commit at the hub and one in the cloud."""
+
+TASK_REPEAT_FIRST_S: Final = 2.0
+"""What is added to that at random the first time."""
+
+TASK_REPEAT_MAX_S: Final = 60.0
+"""What is added to it at most."""
+
+TASK_BURST: Final = 50
+"""Deliveries in one TASK_BURST_S: 200 a second, so that a task for a whole fleet does not fill the cloud's session."""
+
+TASK_BURST_S: Final = 0.25
+"""See TASK_BURST."""
+
+TASK_START_GRACE_S: Final = 60.0
+"""After a start of the cloud, how long a task that skips absent hubs waits for word of which ones are there."""
+
+TASK_EXPIRES_S: Final = 86_400.0
+"""How long a task may still be begun, if nobody says."""
+
+TASK_EXPIRES_MAX_S: Final = 90 * 86_400.0
+"""The longest that anybody may say: the longest poll interval."""
+
+TASKS_OPEN_MAX: Final = 100_000
+"""Open tasks of the fleet, counted per hub; each costs the cloud about a kilobyte of memory."""
+
+TASKS_PER_HUB_MAX: Final = 64
+"""Open tasks of one hub; it takes no more either."""
+
+TASK_TARGETS_MAX: Final = 20_000
+"""Hubs of one task: above any fleet that one cloud service serves."""
+
+TASKS_PRUNED: Final = 500
+"""Old tasks deleted in one transaction, with all their targets."""
+
+TASKS_RUNNING_MAX: Final = 4
+"""Actions that a hub runs at the same time: a check that hangs holds up no other, and a small machine is not overrun."""
+
+TASKS_WAITING_MAX: Final = 64
+"""Tasks that wait at a hub for their turn, or for the end of roaming."""
+
+TASKS_REMEMBERED_MAX: Final = 1_000
+"""Tasks that a hub knows: some hundred bytes each on its disk and in its memory."""
+
+TASK_REMEMBERED_S: Final = 86_400.0
+"""How long after its deadline a hub knows a task: no late delivery runs it twice."""
+
+TASK_OUTPUTS_KEPT: Final = 8
+"""Ended tasks whose output a hub keeps, should it be asked again; of older ones it tells only how they ended."""
+
+TASK_OUTPUT_MAX_BYTES: Final = 128 * 1024
+"""What an action may hand back, as JSON: with the envelope it fits into a message."""
+
+TASK_SAVES_MAX: Final = 64
+"""Changes that wait for the hub's disk; while there are as many, new tasks are left to their next delivery."""
+
+TASK_JOURNAL_RETRY_S: Final = 5.0
+"""How long to wait before a disk that has refused the list of tasks is asked again."""
+
+TASK_ACTION_TIMEOUT_S: Final = 60.0
+"""For an action that has no time of its own."""
+
+TASK_LOGS: Final = 200
+"""Log lines that "collect-logs" brings if nobody says."""
+
+TASK_LOGS_MAX: Final = 1_000
+"""Log lines that it brings at most."""
+
+CHECK_OUTPUT_MAX_BYTES: Final = 64 * 1024
+"""What is read of a check's output; the rest is thrown away."""
+
+CHECK_DRAIN_S: Final = 1.0
+"""How long to wait for the rest of a check's output after its end: a process that it left behind may hold the pipe open."""
+
+# --- Settings from the cloud ------------------------------------------------------------------------------------------
+
+SETTINGS_DOCUMENT_MAX_BYTES: Final = 16 * 1024
+"""One document, as JSON; all that hold for a hub, SETTINGS_GROUPS_MAX of them among them, fit into a message."""
+
+SETTINGS_GROUPS_MAX: Final = 8
+"""Groups of one hub: who needs more can't say any more which of them counts."""
+
+SETTINGS_HISTORY_MAX: Final = 1_000
+"""Versions of one document that are kept; the oldest go first."""
+
+SETTINGS_BURST: Final = 25
+"""Hubs that are sent settings in one SETTINGS_BURST_S: 100 a second, since each of them connects anew with what it got."""
+
+SETTINGS_BURST_S: Final = 0.25
+"""See SETTINGS_BURST."""
+
+SETTINGS_REPEAT_MIN_S: Final = 10.0
+"""Between two deliveries of settings to one hub: it begins anew with them before it reports."""
+
+SETTINGS_REPEAT_FIRST_S: Final = 10.0
+"""What is added to that at random the first time."""
+
+SETTINGS_REPEAT_MAX_S: Final = 300.0
+"""What is added to it at most."""
+
+SETTINGS_TRIAL_SAVE_S: Final = 5.0
+"""How often a running trial is saved, always this much ahead: a hub that dies at once with new settings ends the trial too."""
+
+SETTINGS_STABLE_S: Final = 10.0
+"""A hub must live this long with new settings before they stay: what brings it down does so with its first samples."""
+
+SETTINGS_TRIAL_SHARE: Final = 0.1
+"""Neither is more than this share of a trial that is short."""
 
 # --- Logging --------------------------------------------------------------------------------------------------------
 

@@ -83,13 +83,32 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["auto", "text", "json"] = "auto"
 
 
+Minutes: TypeAlias = Annotated[int, Meta(ge=1, le=129_600)]
+"""From a minute to 90 days."""
+Machine: TypeAlias = Literal["server", "workstation", "laptop"]
+Action: TypeAlias = Literal[
+    "ping", "sample-now", "report-now", "restart-hub", "collect-logs", "run-check", "update-now"
+]
+NetworkRange: TypeAlias = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9a-fA-F.:]+(/[0-9]{1,3}|-[0-9.]+)?\Z",
+        description='text like "10.20.0.0/16", "192.168.1.10-192.168.1.50" or "fd00:20::/48"',
+    ),
+]
+
+
 class HubProcess(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[hub]`: where the hub keeps what it must not lose, how much of it, and how often it shows a broker that it lives."""
+    """`[hub]`: where the hub keeps what it must not lose, how much of it, and how often it shows a broker that it lives.
+
+    `machine` is what kind of machine it is: an inactive laptop is hidden later than an inactive server.
+    """
 
     data_dir: Path = Path("data")
     outbox_max_bytes: Annotated[int, Meta(ge=1024 * 1024)] = limits.OUTBOX_MAX_BYTES
     outbox_max_days: Days = limits.OUTBOX_MAX_AGE_S / 86_400
     keep_alive_s: KeepAlive = limits.KEEP_ALIVE_S
+    machine: Machine = "server"
 
 
 class HubConnector(Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,6 +141,69 @@ class Failback(Struct, frozen=True, forbid_unknown_fields=True):
     jitter_s: Seconds = 60.0
 
 
+class HubMode(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[mode]`: whether the hub keeps a session, or connects only for a heartbeat or a poll.
+
+    "auto" polls if one of the machine's own addresses is in `unreachable`. `heartbeat` is who sends one every
+    `heartbeat_min` minutes: nobody, all hubs, or those that poll. A hub that was silent for `offline_after_min` counts as
+    offline.
+    """
+
+    kind: Literal["auto", "continuous", "polling"] = "auto"
+    unreachable: list[NetworkRange] = field(default_factory=list)
+    heartbeat: Literal["off", "all", "unreachable"] = "unreachable"
+    heartbeat_min: Minutes = 10
+    poll_min: Minutes = 30
+    offline_after_min: Minutes = 60
+
+
+class Privileges(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[privileges]`: what the person at the machine may do, and what reaches it while it roams."""
+
+    roam: bool = False
+    update: bool = False
+    scheduled_update_while_roaming: bool = False
+
+
+class HubTasks(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[tasks]`: which actions the cloud may start here. Only the machine's own file can say so."""
+
+    allow: list[Action] = field(
+        default_factory=lambda: ["ping", "sample-now", "report-now", "restart-hub", "collect-logs", "run-check"]
+    )
+
+
+class Check(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[checks.NAME]`: a program that "run-check" may start; its exit status means what it does for monitoring plugins."""
+
+    command: Annotated[list[str], Meta(min_length=1)]
+    timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 60.0
+
+
+class HubLogs(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[logs]`: which of its log lines the hub sends to the cloud: from `level` on, and (`connection`) how its paths change."""
+
+    level: Literal["off", "debug", "info", "warning", "error"] = "warning"
+    connection: bool = True
+
+
+class HubProtection(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[protection]`: the state of the endpoint protection, where `source` is "settings"; with "none" nothing is told."""
+
+    source: Literal["none", "settings"] = "none"
+    scan: Literal["conventional", "smart"] = "conventional"
+    pattern: Literal["current", "old"] = "current"
+    realtime: Literal["enabled", "disabled", "stopped"] = "enabled"
+    reputation: Literal["reachable", "unreachable"] = "reachable"
+
+
+class Remote(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[remote]`: whether settings from the cloud are taken; new ones must let the hub reach it within `trial_s`, or they go."""
+
+    settings: bool = True
+    trial_s: Annotated[float, Meta(gt=0)] = 300.0
+
+
 class HubSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """hub.toml. `sensors` maps a sensor's name to its section: `enabled`, `interval_s` and what that sensor itself knows."""
 
@@ -131,6 +213,13 @@ class HubSettings(Struct, frozen=True, forbid_unknown_fields=True):
     cloud: HubCloud = HubCloud()
     failover: Failover = Failover()
     failback: Failback = Failback()
+    mode: HubMode = field(default_factory=HubMode)
+    privileges: Privileges = Privileges()
+    tasks: HubTasks = field(default_factory=HubTasks)
+    checks: dict[Label, Check] = field(default_factory=dict)
+    logs: HubLogs = HubLogs()
+    protection: HubProtection = HubProtection()
+    remote: Remote = Remote()
     sensors: dict[Label, dict[str, Scalar]] = field(default_factory=dict)
     log: Log = Log()
 
@@ -180,11 +269,15 @@ class ConnectorSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CloudProcess(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[cloud]` of the cloud service: its broker and its database (a URL; a relative SQLite path is relative to the file)."""
+    """`[cloud]` of the cloud service: its broker and its database (a URL; a relative SQLite path is relative to the file).
+
+    `roster` is the list of the fleet's hubs and their certificates that `hubline provision` keeps in the bundle.
+    """
 
     broker: Endpoint = "127.0.0.1:8883"
     database: DatabaseUrl = "sqlite:///cloud.db"
     data_dir: Path = Path("data")
+    roster: Path | None = None
 
 
 class Retention(Struct, frozen=True, forbid_unknown_fields=True):
@@ -198,12 +291,45 @@ class Retention(Struct, frozen=True, forbid_unknown_fields=True):
     rollup_1h_days: Days = 3650.0
 
 
+class CloudPresence(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[presence]`: when the cloud believes that a hub is gone, and when it hides one that is.
+
+    `outage_s` is the fleet's `failover.outage_s`: after it, a hub whose connector is out is expected directly.
+    After an outage of the cloud itself nobody counts as lost for `grace_s`. A clock that is off by more than `skew_max_s` is an
+    error of its own. A hub out of contact for `roaming_after_days` is granted roaming (0: never).
+    """
+
+    grace_s: Seconds = 300.0
+    outage_s: Seconds = 300.0
+    skew_max_s: Annotated[float, Meta(gt=0)] = 300.0
+    roaming_after_days: Annotated[float, Meta(ge=0)] = 0.0
+    hide_server_days: Days = 3.0
+    hide_workstation_days: Days = 30.0
+    hide_laptop_days: Days = 120.0
+    language: Literal["en", "de"] = "en"
+
+
+class Api(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[api]`: whether and where the API is served. Beyond this machine only with `cert` and `key`.
+
+    `tokens` holds the digest of the first token; `hubline provision` puts it into the bundle.
+    """
+
+    enabled: bool = True
+    listen: ListenEndpoint = "127.0.0.1:8480"
+    cert: Path | None = None
+    key: Path | None = None
+    tokens: Path = Path("tokens.json")
+
+
 class CloudSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """cloud.toml."""
 
     identity: Identity
     cloud: CloudProcess = CloudProcess()
     retention: Retention = Retention()
+    presence: CloudPresence = CloudPresence()
+    api: Api = Api()
     log: Log = Log()
 
 

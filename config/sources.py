@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Generic, Literal, TypeAlias, TypeVar, get_args, get_origin
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 PREFIX: Final = "HUBLINE_"
 SENSORS: Final = "sensors"
 """The section whose own sections are defined by plug-ins."""
+FROM_CLOUD: Final = "settings from the cloud"
+"""Where a value comes from that is in no file of this machine."""
 
 KeyPath: TypeAlias = tuple[str, ...]
 Shapes: TypeAlias = "Mapping[Role, type[Struct]]"
@@ -39,7 +41,7 @@ _PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^@]*(?=@)")
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """One setting as it counts. `origin` is "default", the file's path, a variable's name, or what is wrong."""
+    """One setting as it counts. `origin`: "default", the file's path, `FROM_CLOUD`, a variable's name, or what is wrong."""
 
     key: str
     value: object
@@ -48,23 +50,34 @@ class Effective:
 
 @dataclass(frozen=True, slots=True)
 class Read(Generic[S]):
-    """Settings and where they come from: `written` is what the file holds, `variables` what the environment overrides."""
+    """Settings and where they come from.
+
+    `written` is what the file holds, `document` what the cloud wants instead, `variables` what the environment overrides.
+    """
 
     settings: S
     file: Path
     written: Mapping[str, object]
+    document: Mapping[str, object]
     variables: Mapping[KeyPath, str]
 
     def effective(self) -> list[Effective]:
         """Return every setting, sections in the order of their definition; passwords in URLs are hidden."""
-        found = []
-        for section in msgspec.structs.fields(type(self.settings)):
-            value = getattr(self.settings, section.name)
+        found: list[Effective] = []
+        for section in self.settings.__struct_fields__:
+            value = getattr(self.settings, section)
             if isinstance(value, Struct):
-                found += [self._one((section.name, key), entry) for key, entry in msgspec.structs.asdict(value).items()]
+                found += self._of_section((section,), value)
+            elif section == SENSORS:
+                found += self._of_sensors(section, value)
             else:
-                found += self._of_sensors(section.name, value)
+                for name, entry in value.items():
+                    found += self._of_section((section, name), entry)
         return found
+
+    def _of_section(self, path: KeyPath, section: Struct) -> Iterator[Effective]:
+        for key, value in msgspec.structs.asdict(section).items():
+            yield self._one((*path, key), value)
 
     def _of_sensors(self, section: str, table: Mapping[str, Mapping[str, object]]) -> Iterator[Effective]:
         """Yield the settings of every installed sensor, whether or not the file has a section for it."""
@@ -78,30 +91,69 @@ class Read(Generic[S]):
                 yield self._one((section, name, key), value)
 
     def _one(self, path: KeyPath, value: object) -> Effective:
-        return Effective(".".join(path), _shown(value), self._origin(path))
+        return Effective(".".join(path), shown(value), self._origin(path))
 
     def _origin(self, path: KeyPath) -> str:
         if path in self.variables:
             return self.variables[path]
+        if _at(self.document, path) is not None:
+            return FROM_CLOUD
         return "default" if _at(self.written, path) is None else str(self.file)
 
 
-def read(file: Path, shape: type[S], shapes: Shapes, environ: Mapping[str, str] | None = None) -> Read[S]:
-    """Read `file` as `shape`; `shapes` holds the settings of all roles by name, for what belongs to another role."""
-    table = parse(file)
+def read(
+    file: Path,
+    shape: type[S],
+    shapes: Shapes,
+    environ: Mapping[str, str] | None = None,
+    document: Mapping[str, object] | None = None,
+) -> Read[S]:
+    """Read `file` as `shape`, with `document` over it and the environment over both.
+
+    `shapes` holds the settings of all roles by name, for what belongs to another role.
+    """
+    written, document = parse(file), document or {}
     overrides = dict(_overrides(os.environ if environ is None else environ, shape, shapes))
-    written = {name: dict(section) if isinstance(section, dict) else section for name, section in table.items()}
+    table = laid_over(written, document)
     for path, (variable, value) in overrides.items():
         _put(table, path, value, variable)
     variables = {path: variable for path, (variable, _) in overrides.items()}
-    complaints = _Complaints(file, table, variables, shapes)
+    complaints = _Complaints(file, table, variables, shapes, document)
     complaints.not_finite()
+    for section in msgspec.structs.fields(shape):
+        complaints.entries(section.name, section.type)
     sensors = table.get(SENSORS)
     if isinstance(sensors, dict) and SENSORS in shape.__struct_fields__:
         for name, section in sensors.items():
             complaints.convert(section, plugins.sensor_shape(name, complaints.place((SENSORS, name))), (SENSORS, name))
     settings = _anchored(complaints.convert(table, shape, ()), file.absolute().parent)
-    return Read(settings, file, written, variables)
+    return Read(settings, file, written, document, variables)
+
+
+def read_section(document: Mapping[str, object], path: KeyPath, shape: type[S]) -> S:
+    """Return the section at `path` of a document that is in no file. Raises SettingsError with key and value."""
+    return _Complaints(None, document, {}, {}).convert(_at(document, path), shape, path)
+
+
+def check_finite(document: Mapping[str, object]) -> None:
+    """Raise SettingsError for a number in a document that is none, which JSON can't carry."""
+    _Complaints(None, document, {}, {}).not_finite()
+
+
+def laid_over(lower: Mapping[str, object], upper: Mapping[str, object]) -> dict[str, object]:
+    """Return `lower` with what `upper` says instead, section by section and key by key; None removes. Copies sections."""
+    table: dict[str, object] = {
+        key: laid_over(value, {}) if isinstance(value, Mapping) else value for key, value in lower.items()
+    }
+    for key, value in upper.items():
+        if value is None:
+            table.pop(key, None)
+        elif isinstance(value, Mapping):
+            beneath = table.get(key)
+            table[key] = laid_over(beneath if isinstance(beneath, Mapping) else {}, value)
+        else:
+            table[key] = value
+    return table
 
 
 def parse(file: Path) -> dict[str, object]:
@@ -135,6 +187,11 @@ def _toml_complaint(message: str, text: str) -> str:
     line = lines[min(int(found[1]), len(lines)) - 1] if found else ""
     hint = "; write paths with / or in single quotes, as 'C:\\hubline'" if "\\" in line else ""
     return " ".join(message.split()) + hint
+
+
+def shown(value: object) -> object:
+    """Return a value fit for eyes: without the password of a URL."""
+    return _PASSWORD.sub(r"\1:***", value) if isinstance(value, str) else value
 
 
 # --- The environment -------------------------------------------------------------------------------------------------
@@ -195,12 +252,13 @@ def _put(table: dict[str, object], path: KeyPath, value: object, variable: str) 
 
 @dataclass(frozen=True, slots=True)
 class _Complaints:
-    """Says what is wrong with a value in an operator's words, and whether the file or a variable is to blame."""
+    """Says what is wrong with a value in an operator's words, and who is to blame: the file, the cloud or a variable."""
 
-    file: Path
+    file: Path | None
     table: Mapping[str, object]
     variables: Mapping[KeyPath, str]
     shapes: Shapes
+    document: Mapping[str, object] = field(default_factory=dict)
 
     def convert(self, value: object, shape: type[S], prefix: KeyPath) -> S:
         """Return `value`, found at the key path `prefix`, as `shape`. Raises SettingsError."""
@@ -215,19 +273,36 @@ class _Complaints:
             if isinstance(value, float) and not math.isfinite(value):
                 raise self.error(path, "must be a finite number", value)
 
-    def place(self, path: KeyPath) -> str:
+    def entries(self, section: str, shape: object) -> None:
+        """Raise SettingsError for a wrong one of a section's own sections (`[checks.NAME]`), which msgspec can't name."""
+        table = self.table.get(section)
+        if get_origin(shape) is not dict or not isinstance(table, dict):
+            return
+        label, entry = get_args(shape)
+        if not (isinstance(entry, type) and issubclass(entry, Struct)):
+            return
+        for name, value in table.items():
+            try:
+                msgspec.convert(name, label)
+            except msgspec.ValidationError as exc:
+                raise self.error((section, name), f"the name must be {_wanted(label)}", name) from exc
+            self.convert(value, entry, (section, name))
+
+    def place(self, path: KeyPath) -> str | None:
         """Return the variable or the file that a key comes from."""
         for known, variable in self.variables.items():
             if path[: len(known)] == known or (known[: len(path)] == path and self._only_from_variables(path)):
                 return variable
-        return str(self.file)
+        if _at(self.document, path) is not None:
+            return FROM_CLOUD
+        return None if self.file is None else str(self.file)
 
     def error(self, path: KeyPath, problem: str, value: object = None) -> SettingsError:
         """Return the error for one key."""
-        shown = _shown(value)
-        if len(repr(shown)) > limits.SHOWN_VALUE_MAX:
-            shown = repr(shown)[: limits.SHOWN_VALUE_MAX] + " …"
-        return SettingsError(problem, file=self.place(path), key=_dotted(path), value=shown)
+        visible = shown(value)
+        if len(repr(visible)) > limits.SHOWN_VALUE_MAX:
+            visible = repr(visible)[: limits.SHOWN_VALUE_MAX] + " …"
+        return SettingsError(problem, file=self.place(path), key=_dotted(path), value=visible)
 
     def _only_from_variables(self, path: KeyPath) -> bool:
         inner = _at(self.table, path)
@@ -271,10 +346,10 @@ def _type_at(shape: object, path: KeyPath) -> object:
     for level in path:
         shape = _bare(shape)
         if isinstance(shape, type) and issubclass(shape, Struct):
-            fields = {field.name: field for field in msgspec.structs.fields(shape)}
+            fields = {known.name: known for known in msgspec.structs.fields(shape)}
             shape = fields[level].type if level in fields else object
         else:
-            shape = get_args(shape)[0] if get_origin(shape) is list else object
+            shape = get_args(shape)[-1] if get_origin(shape) in (list, dict) else object
     return shape
 
 
@@ -293,6 +368,8 @@ def _wanted(shape: object) -> str:
     if get_origin(bare) is list:
         least = " with at least one entry" if any(note.min_length for note in bounds) else ""
         return f"a list of {_plural(_wanted(get_args(bare)[0]))}{least}"
+    if get_origin(bare) is dict:
+        return "sections, each with a name of its own"
     if bare is Path:
         return "a path"
     if isinstance(bare, type) and issubclass(bare, Struct):
@@ -301,7 +378,7 @@ def _wanted(shape: object) -> str:
         return " or ".join(dict.fromkeys(_wanted(choice) for choice in choices))
     plain = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     name = plain.get(bare, "another kind of value") if isinstance(bare, type) else "another kind of value"
-    return name + "".join(f" {words}" for note in bounds for words in _bounds(note))
+    return " ".join([name, " and ".join(words for note in bounds for words in _bounds(note))]).strip()
 
 
 def _plural(words: str) -> str:
@@ -375,8 +452,3 @@ def _dotted(path: KeyPath) -> str:
     return "".join(
         f"[{level}]" if level.isdigit() and position > 1 else f".{level}" for position, level in enumerate(path)
     )[1:]
-
-
-def _shown(value: object) -> object:
-    """Return a value fit for eyes: without the password of a URL."""
-    return _PASSWORD.sub(r"\1:***", value) if isinstance(value, str) else value

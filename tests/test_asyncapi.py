@@ -1,4 +1,4 @@
-"""docs/asyncapi.yaml says what broker/topics.py and broker/messages.py do: channels, schemas, examples, refusals."""
+"""docs/asyncapi.yaml says what broker/topics.py, messages.py and control.py do: channels, schemas, examples, refusals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import orjson
 import pytest
 import yaml
 
-from broker import messages, topics
+from broker import control, messages, topics
 from broker.rights import Rights
 from broker.topics import Topic
 from config import limits
@@ -26,10 +26,10 @@ from tests.json_schema import complaints
 FILE = Path(__file__).parent.parent / "docs" / "asyncapi.yaml"
 STRUCTS = {
     name: shape
-    for name, shape in vars(messages).items()
+    for name, shape in {**vars(messages), **vars(control)}.items()
     if isinstance(shape, type) and issubclass(shape, msgspec.Struct) and shape is not msgspec.Struct
 }
-BODIES = {"Readings": "readings", "Events": "events"}
+BODIES = {"Readings": "readings", "Events": "events", "Logs": "logs", "Results": "results", "Reported": "reported"}
 
 
 @functools.cache
@@ -90,14 +90,14 @@ def shape_of(message: dict[str, Any]) -> tuple[type[msgspec.Struct] | None, str 
 
 
 def code_refuses(message: dict[str, Any], payload: Any) -> bool:
-    """Tell whether broker/messages.py refuses the payload of a message that it knows."""
+    """Tell whether the code refuses the payload of a message that it knows."""
     shape, kind = shape_of(message)
     assert shape is not None
     try:
         decoded = messages.decode(orjson.dumps(payload), shape)
         if kind is not None:
             assert isinstance(decoded, messages.Envelope)
-            messages.decode_body(kind, decoded)
+            control.decode_body(kind, decoded)
     except ProtocolError:
         return True
     return False
@@ -243,7 +243,7 @@ def test_each_role_may_do_what_its_operations_say_and_nothing_else() -> None:
     assert {key[0] for key in documented} == set(HOLDERS)
 
 
-# --- Schemas and broker/messages.py ----------------------------------------------------------------------------------
+# --- Schemas, broker/messages.py and broker/control.py ---------------------------------------------------------------
 
 
 def normal(schema: Any) -> Any:
@@ -258,7 +258,8 @@ def normal(schema: Any) -> Any:
     if "prefixItems" in schema:
         schema = {**schema, "items": schema["prefixItems"], "additionalItems": False}
         del schema["prefixItems"]
-    plain = {key: normal(value) for key, value in schema.items() if key not in ("description", "title", "default")}
+    prose = ("description", "title", "default", "properties")  # The properties' names are no keywords.
+    plain = {key: normal(value) for key, value in schema.items() if key not in prose}
     if "properties" in schema:
         plain["properties"] = {name: normal(value) for name, value in schema["properties"].items()}
     if "pattern" in schema:
@@ -286,6 +287,11 @@ def test_limits_are_those_of_the_code() -> None:
     assert schemas["Readings"]["properties"]["points"]["maxItems"] == limits.POINTS_MAX
     assert schemas["Events"]["properties"]["events"]["maxItems"] == limits.EVENTS_MAX
     assert schemas["Ack"]["properties"]["ranges"]["maxItems"] == limits.ACK_RANGES_MAX
+    assert schemas["Logs"]["properties"]["records"]["maxItems"] == limits.EVENTS_MAX
+    assert schemas["Results"]["properties"]["results"]["maxItems"] == limits.EVENTS_MAX
+    assert {schemas[name]["properties"]["addresses"]["maxItems"] for name in ("HubState", "Reported")} == {
+        limits.ADDRESSES_MAX
+    }
     values = schemas["Point"]["properties"]["values"]
     assert values["maxProperties"] == limits.VALUES_MAX
     assert f"{{1,{limits.VALUE_NAME_MAX}}}$" in values["propertyNames"]["pattern"]
@@ -312,7 +318,7 @@ def test_every_example_decodes_and_encodes_back_to_itself() -> None:
         decoded = messages.decode(orjson.dumps(payload), shape)
         assert orjson.loads(messages.encode(decoded)) == payload, name
         if isinstance(decoded, messages.Envelope):
-            body = messages.decode_body(name, decoded)
+            body = control.decode_body(name, decoded)
             assert kind == (name if body is not None else None), (
                 f"{name}: the code and the document differ about its body"
             )
@@ -347,6 +353,27 @@ COUNTER_EXAMPLES: dict[str, tuple[str, str, Any]] = {
     "a negative session": ("connectorState", "session", -1),
     "an upstream that there is not": ("connectorState", "upstream", "sideways"),
     "a last value without its count": ("last", "count", ...),
+    "a site that is neither up nor down": ("connectorState", "site", "left"),
+    "65 addresses": ("hubState", "addresses", ["::1"] * 65),
+    "a host of 257 characters": ("hubState", "host", "x" * 257),
+    "no log lines": ("logs", "body.records", []),
+    "1001 log lines": ("logs", "body.records", [{"n": 1, "ts": 1, "level": "info", "event": "x"}] * 1001),
+    "a log level that there is not": ("logs", "body.records.0.level", "fatal"),
+    "a boot that is none": ("logs", "body.boot", "yesterday"),
+    "no results": ("results", "body.results", []),
+    "a task's end that there is not": ("results", "body.results.0.state", "lost"),
+    "more than all": ("results", "body.results.1.progress", 101),
+    "a report without its system": ("reported", "body.system", ...),
+    "half a protection": ("reported", "body.protection.scan", ...),
+    "a privilege that is no yes or no": ("reported", "body.privileges.roam", "yes"),
+    "a heartbeat of nobody": ("heartbeat", "epoch", ...),
+    "a poll with a hash that is none": ("poll", "settings", "3F9B"),
+    "a task without its id": ("task", "id", ...),
+    "an action with a path": ("task", "action", "../run"),
+    "an argument that is a list": ("task", "arguments", {"a": [1]}),
+    "settings without sections": ("settings", "settings", {"level": "info"}),
+    "a seventh connection": ("presence", "connection", "unknown"),
+    "an action for nobody": ("presence", "actions", [{"id": "wait", "who": "", "text": "Wait."}]),
 }
 
 

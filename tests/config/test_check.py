@@ -133,3 +133,18 @@ def test_a_broker_without_a_list_is_all_right(fleet: Path) -> None:
     """The list is a setting, and may be left out."""
     loaded = settings.load(fleet / BROKER / "broker.toml", settings.BrokerSettings, {})
     assert findings(replace(loaded, broker=replace(loaded.broker, crl=None)), "broker") == []
+
+
+def test_doubtful_and_impossible_intervals_and_ranges_of_a_hub_are_named(fleet: Path) -> None:
+    """The recommended order is heartbeat, three of them below a poll, and offline after more than one."""
+    file = fleet / HUB / "hub.toml"
+    whole = file.read_text(encoding="utf-8")
+    file.write_text(whole + "\n[mode]\nheartbeat_min = 10\npoll_min = 29\noffline_after_min = 10\n", encoding="utf-8")
+    found = findings(settings.load(file, settings.HubSettings, {}), "hub")
+    assert [finding.fatal for finding in found] == [False, False]
+    assert "mode.poll_min = 29 is below three heartbeats" in str(found[0])
+    assert "mode.offline_after_min = 10 is not above mode.heartbeat_min = 10" in str(found[1])
+    file.write_text(whole + '\n[mode]\nunreachable = ["10.0.0.0/99"]\n', encoding="utf-8")
+    (finding,) = findings(settings.load(file, settings.HubSettings, {}), "hub")
+    assert finding.fatal
+    assert str(finding).startswith("mode.unreachable[0] = '10.0.0.0/99': is no range of addresses")

@@ -364,6 +364,55 @@ def test_a_broken_plug_in_is_told_only_when_it_is_used(tmp_path: Path) -> None:
     assert "has no Settings" in refusal(written(tmp_path, "[sensors.shapeless]\nenabled = true\n"))
 
 
+# --- Checks --------------------------------------------------------------------------------------------------------
+
+
+def test_checks_are_shown_one_by_one_with_their_defaults(tmp_path: Path) -> None:
+    """What "run-check" may start on this machine is read with the same command as everything else."""
+    file = written(
+        tmp_path, '[checks.raid]\ncommand = ["check_raid", "-w", "1"]\n[checks.ntp]\ncommand = ["c"]\ntimeout_s = 5\n'
+    )
+    shown = {each.key: (each.value, each.origin) for each in settings.effective(file, HubSettings, {})}
+    assert shown["checks.raid.command"] == (["check_raid", "-w", "1"], str(file))
+    assert shown["checks.raid.timeout_s"] == (60.0, "default")
+    assert shown["checks.ntp.timeout_s"] == (5.0, str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "[checks.raid]\ncommand = []\n",
+            "checks.raid.command = []: must be a list of entries, each text with at least one",
+        ),
+        ("[checks.raid]\ncommand = [5]\n", "checks.raid.command[0] = 5: must be text, so put it in quotes"),
+        ("[checks.raid]\ntimeout_s = 5\n", "checks.raid.command: is missing: a list of entries, each text"),
+        (
+            '[checks.raid]\ncommand = ["c"]\ntimeout_s = 0\n',
+            "checks.raid.timeout_s = 0: must be a number above 0 and of at most 3600",
+        ),
+        (
+            '[checks.raid]\ncommand = ["c"]\ntimeout = 9\n',
+            "checks.raid.timeout = 9: is not a key here, did you mean timeout_s?",
+        ),
+        ('[checks."R 1"]\ncommand = ["c"]\n', "checks.R 1 = 'R 1': the name must be a name of a-z, 0-9"),
+        ("[checks]\nraid = 5\n", "checks.raid = 5: must be a section with command, timeout_s"),
+    ],
+)
+def test_a_wrong_check_is_told_with_its_name(tmp_path: Path, text: str, said: str) -> None:
+    """A machine may have twenty of them."""
+    file = written(tmp_path, text)
+    assert said in refusal(file)
+    assert refusal(file).startswith(f"{file}: ")
+
+
+def test_checks_that_are_no_section_are_told(tmp_path: Path) -> None:
+    """It is the only section of sections besides the sensors."""
+    assert "checks = 5: must be sections, each with a name of its own" in refusal(
+        written(tmp_path, head="checks = 5\n" + IDENTITY)
+    )
+
+
 # --- Where values come from ----------------------------------------------------------------------------------------
 
 
@@ -388,7 +437,7 @@ def test_the_effective_view_leaves_no_key_out(tmp_path: Path) -> None:
     for role, shape in settings.SHAPES.items():
         keys = {each.key for each in settings.effective(written(tmp_path, name=f"{role}.toml"), shape, {})}
         for section in msgspec.structs.fields(shape):
-            if section.name != "sensors":
+            if section.name not in ("sensors", "checks"):
                 for key in section.type.__struct_fields__:
                     assert f"{section.name}.{key}" in keys
 
