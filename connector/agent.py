@@ -51,6 +51,7 @@ class Agent:
         self._sessions: dict[Side, Session] = {}
         self._numbers = {Side.SITE: 0, Side.CLOUD: 0}
         self._last_session = 0
+        self._upstream_up: bool | None = None
         self._upstream_since_ms = unix_ms()
         self._failures = {Side.SITE: 0, Side.CLOUD: 0}
         self._reasons: dict[Side, str] = {}
@@ -93,8 +94,7 @@ class Agent:
             case Forward(side, topic, payload, qos, retain):
                 self._sessions[side].publish(topic, payload, qos=qos, retain=retain)
             case Announce(side, upstream_up):
-                if side is Side.SITE or not self._bridge.is_open(Side.SITE):
-                    self._upstream_changed(upstream_up)
+                self._note_upstream(upstream_up)
                 self._publish_state(side, online=True, upstream_up=upstream_up)
 
     def _connect(self, side: Side, turn: int) -> None:
@@ -130,6 +130,7 @@ class Agent:
             online=online,
             session=self._numbers[side],
             upstream=("up" if upstream_up else "down") if online else None,
+            site=("up" if self._bridge.is_open(Side.SITE) else "down") if online and side is Side.CLOUD else None,
             since=self._upstream_since_ms if online else None,
             ts=unix_ms(),
             reason=None if online else "stopped",
@@ -165,8 +166,10 @@ class Agent:
         asyncio.get_running_loop().call_soon(self._runner.feed, Ended(side))
         self._status.changed()
 
-    def _upstream_changed(self, upstream_up: bool) -> None:
-        self._upstream_since_ms = unix_ms()
+    def _note_upstream(self, upstream_up: bool) -> None:
+        if upstream_up == self._upstream_up:
+            return
+        self._upstream_up, self._upstream_since_ms = upstream_up, unix_ms()
         log.info("upstream_changed", upstream="up" if upstream_up else "down")
 
     def _describe(self) -> dict[str, object]:

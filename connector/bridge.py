@@ -7,10 +7,14 @@ Only what is true now is repeated by the bridge: hubs' retained states, when the
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
+from math import inf
 from random import Random
-from typing import TypeAlias
+from typing import Final, TypeAlias
+
+from msgspec import Struct
 
 from broker.backoff import Backoff
 from broker.machine import Wakeup
@@ -24,6 +28,8 @@ class Side(Enum):
 
     SITE = "site"
     CLOUD = "cloud"
+
+    __hash__ = object.__hash__  # Members are single objects; Enum's own is slow, and asked several times a message.
 
     @property
     def other(self) -> Side:
@@ -50,9 +56,11 @@ class Ended:
     side: Side
 
 
-@dataclass(frozen=True, slots=True)
-class Came:
-    """A message has come from a side; `in_flight` messages to the other side are still without PUBACK."""
+class Came(Struct, frozen=True, gc=False):
+    """A message has come from a side; `in_flight` messages to the other side are still without PUBACK.
+
+    This and `Forward` are Structs, because they are made for every message: a frozen dataclass costs some times as much to make.
+    """
 
     side: Side
     topic: str
@@ -76,8 +84,7 @@ class Subscribe:
     filters: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(Struct, frozen=True, gc=False):
     """Publish a message on a side."""
 
     side: Side
@@ -89,7 +96,7 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Publish the connector's own state on a side, retained."""
+    """Publish the connector's own state on a side, retained; in the cloud it also says whether the site's broker is reached."""
 
     side: Side
     upstream_up: bool
@@ -97,6 +104,20 @@ class Announce:
 
 Event: TypeAlias = Started | Opened | Ended | Came | Wakeup
 Command: TypeAlias = Connect | Subscribe | Forward | Announce
+
+
+@dataclass(slots=True)
+class _Crossing:
+    """How the messages of one topic cross: where to, and behind how many others at the most."""
+
+    target: Side
+    in_flight_max: float
+    qos: int
+    retain: bool
+    counter: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counter = f"to_{self.target.value}"
 
 
 class Bridge:
@@ -107,9 +128,10 @@ class Bridge:
         self.counters: Counter[str] = Counter()
         self._open = {Side.SITE: False, Side.CLOUD: False}
         self._opened_at = {Side.SITE: 0.0, Side.CLOUD: 0.0}
-        self._next_at: dict[Side, float | None] = {Side.SITE: None, Side.CLOUD: None}
+        self._next_at: dict[Side, float] = {}
         self._turn = {Side.SITE: 0, Side.CLOUD: 0}
         self._backoff = {Side.SITE: Backoff(random), Side.CLOUD: Backoff(random)}
+        self._crossing_of: Final = lru_cache(limits.TOPICS_REMEMBERED_MAX)(self._work_out)
         # QoS 0 where messages are many: a lost one comes again by its sender's retransmission.
         self._states = ((hub_filter(fleet, site, "+", "state"), 1),)
         self._up = (
@@ -125,26 +147,27 @@ class Bridge:
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take an event and return what to do; see Machine."""
         match event:
+            case Came(side, topic, payload, in_flight):
+                return self._came(side, topic, payload, in_flight)
             case Started():
                 return [Connect(Side.SITE, 0), Connect(Side.CLOUD, 0)]
             case Opened(side):
                 return self._opened(side, now)
             case Ended(side):
                 return self._ended(side, now)
-            case Came(side, topic, payload, in_flight):
-                return self._came(side, topic, payload, in_flight)
             case Wakeup():
                 return self._retry(now)
 
     def deadline(self) -> float | None:
         """Return when a lost session is to be opened again."""
-        return min((at for at in self._next_at.values() if at is not None), default=None)
+        return min(self._next_at.values(), default=None)
 
     def _opened(self, side: Side, now: float) -> list[Command]:
         self._open[side], self._opened_at[side] = True, now
         if side is Side.SITE:
-            return [Subscribe(side, self._up), Announce(side, self._open[Side.CLOUD])]
-        commands: list[Command] = [Subscribe(side, self._down), Announce(side, upstream_up=True)]
+            commands: list[Command] = [Subscribe(side, self._up), Announce(side, self._open[Side.CLOUD])]
+            return [*commands, *self._tell_cloud_of_site()]
+        commands = [Subscribe(side, self._down), Announce(side, upstream_up=True)]
         if self._open[Side.SITE]:
             # First the retained states, then the word that sets off the hubs' retransmission.
             commands += [Subscribe(Side.SITE, self._states), Announce(Side.SITE, upstream_up=True)]
@@ -158,33 +181,50 @@ class Bridge:
         self._next_at[side] = now + self._backoff[side].next_s()
         if side is Side.CLOUD and was_open and self._open[Side.SITE]:
             return [Announce(Side.SITE, upstream_up=False)]
-        return []
+        return self._tell_cloud_of_site() if side is Side.SITE and was_open else []
+
+    def _tell_cloud_of_site(self) -> list[Command]:
+        """Say in the cloud whether the site's broker is reached: if it dies, its hubs' wills die with it."""
+        return [Announce(Side.CLOUD, upstream_up=True)] if self._open[Side.CLOUD] else []
 
     def _retry(self, now: float) -> list[Command]:
-        due = [side for side, at in self._next_at.items() if at is not None and at <= now]
+        due = [side for side in Side if self._next_at.get(side, inf) <= now]
         for side in due:
-            self._next_at[side] = None
+            del self._next_at[side]
         return [Connect(side, self._turn[side]) for side in due]
 
     def _came(self, side: Side, text: str, payload: bytes, in_flight: int) -> list[Command]:
-        target = side.other
-        try:
-            topic = Topic.parse(text)
-        except ProtocolError:
-            return self._dropped(target, "foreign")
-        channels = ("up", "state", "heartbeat", "poll") if target is Side.CLOUD else ("down",)
-        if (topic.fleet, topic.site, topic.owner) != (self.fleet, self.site, "hub") or topic.channel not in channels:
-            return self._dropped(target, "foreign")
+        crossing = self._crossing_of(text)
+        if crossing is None or crossing.target is side:
+            return self._dropped(side.other, "foreign")
+        target = crossing.target
         if len(payload) > limits.MESSAGE_MAX_BYTES:
             return self._dropped(target, "too_large")
         if not self._open[target]:
             return self._dropped(target, "closed")
-        bound = limits.BRIDGE_IN_FLIGHT_MAX if target is Side.CLOUD else limits.BRIDGE_DOWN_IN_FLIGHT_MAX
-        if in_flight >= bound and topic.channel != "state":  # Births and wills are few, and nobody sends them again.
+        if in_flight >= crossing.in_flight_max:
             return self._dropped(target, "full")
-        self.counters[f"to_{target.value}"] += 1
-        qos = 0 if topic.leaf == "ack" else 1
-        return [Forward(target, text, payload, qos, retain=topic.channel == "state")]
+        self.counters[crossing.counter] += 1
+        return [Forward(target, text, payload, crossing.qos, crossing.retain)]
+
+    def _work_out(self, text: str) -> _Crossing | None:
+        """Return how messages of a topic cross, or None if it is not of one of our site's hubs, or stays where it is."""
+        try:
+            topic = Topic.parse(text)
+        except ProtocolError:
+            return None
+        if (topic.fleet, topic.site, topic.owner) != (self.fleet, self.site, "hub"):
+            return None
+        match topic.channel:
+            case "state":  # Births and wills are few, and nobody sends them again.
+                return _Crossing(Side.CLOUD, in_flight_max=inf, qos=1, retain=True)
+            case "up" | "heartbeat" | "poll":
+                return _Crossing(Side.CLOUD, limits.BRIDGE_IN_FLIGHT_MAX, qos=1, retain=False)
+            case "down":
+                qos = 0 if topic.leaf == "ack" else 1
+                return _Crossing(Side.SITE, limits.BRIDGE_DOWN_IN_FLIGHT_MAX, qos, retain=False)
+            case _:
+                return None
 
     def _dropped(self, target: Side, reason: str) -> list[Command]:
         self.counters[f"to_{target.value}_dropped_{reason}"] += 1

@@ -70,6 +70,22 @@ def test_an_attempt_that_failed_is_no_news_to_the_site() -> None:
     assert bridge(Side.SITE).handle(Ended(Side.CLOUD), 5.0) == []
 
 
+def test_the_cloud_hears_that_the_site_broker_is_lost_and_that_it_is_back() -> None:
+    """Its hubs' wills have died with it: nobody else can tell the cloud."""
+    this = both()
+    assert this.handle(Ended(Side.SITE), 5.0) == [Announce(Side.CLOUD, upstream_up=True)]
+    assert not this.is_open(Side.SITE)
+    assert this.handle(Opened(Side.SITE), 9.0)[-1] == Announce(Side.CLOUD, upstream_up=True)
+    assert this.is_open(Side.SITE)
+
+
+def test_further_attempts_at_a_lost_site_broker_are_no_news_to_the_cloud() -> None:
+    this = both()
+    this.handle(Ended(Side.SITE), 5.0)
+    assert this.handle(Ended(Side.SITE), 9.0) == []
+    assert bridge().handle(Ended(Side.SITE), 1.0) == []
+
+
 @pytest.mark.parametrize(
     ("topic", "retain"),
     [(UP, False), (STATE, True), ("hl1/acme/berlin/hub/pc-17/heartbeat", False), ("hl1/acme/berlin/hub/a/poll", False)],
@@ -160,6 +176,6 @@ def test_only_a_stable_session_makes_the_wait_short_again() -> None:
 def test_one_side_lost_leaves_the_other_alone() -> None:
     this = both()
     commands: list[Command] = this.handle(Ended(Side.SITE), 1.0)
-    assert commands == []
+    assert commands == [Announce(Side.CLOUD, upstream_up=True)]
     assert this.is_open(Side.CLOUD)
     assert not this.is_open(Side.SITE)
