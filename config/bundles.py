@@ -72,6 +72,10 @@ def cloud_toml(principal: Principal, port: int) -> str:
 [cloud]
 broker = {toml_string(join_endpoint("127.0.0.1", port))}
 database = "sqlite:///cloud.db"
+roster = "roster.json"          # the fleet's hubs: replace it after `hubline provision`
+
+[api]
+listen = "127.0.0.1:8480"       # beyond this machine only with cert = … and key = …
 """
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from config import bundles, files, hosts, pki
+from config import bundles, files, hosts, pki, roster
 from config.errors import RefusedError
 from config.fleet import Fleet, Member
 from config.principal import Role
@@ -75,6 +75,13 @@ def spread(fleet: Fleet, name: str, content: bytes) -> None:
         files.replace(file, content)
 
 
+def spread_roster(fleet: Fleet) -> None:
+    """Bring the roster in the cloud service's bundle up to date."""
+    for member in fleet.index.members:
+        if member.role == "cloud" and (folder := fleet.bundle("cloud", member.name)).is_dir():
+            files.replace(folder / roster.FILE, roster.encoded(fleet.index))
+
+
 def _settings_toml(fleet: Fleet, member: Member) -> str:
     principal, endpoints = fleet.principal(member), fleet.index.endpoints
     match member.role:
@@ -108,6 +115,8 @@ def _contents(fleet: Fleet, member: Member, leaf: pki.Leaf) -> dict[str, bytes]:
     }
     if member.role == "broker":
         contents["crl.pem"] = fleet.crl_pem()
+    if member.role == "cloud":
+        contents[roster.FILE] = roster.encoded(fleet.index)
     return contents
 
 

@@ -110,7 +110,9 @@ def renew(directory: Path, who: str, *, reinstate: bool = False, passphrase: byt
         leaf, issued = _issued(fleet, member, passphrase)
         renewed = replace(member, certificates=[*member.certificates, issued])
         fleet.put(renewed)
-        return delivery.renewed(fleet, renewed, leaf)
+        bundle = delivery.renewed(fleet, renewed, leaf)
+        delivery.spread_roster(fleet)
+        return bundle
 
 
 def revoke(directory: Path, who: str, *, passphrase: bytes | None = None) -> Revoked:
@@ -124,6 +126,7 @@ def revoke(directory: Path, who: str, *, passphrase: bytes | None = None) -> Rev
             marked = [issued if issued.revoked else replace(issued, revoked=now) for issued in member.certificates]
             member = replace(member, certificates=marked)
             fleet.put(member)
+        delivery.spread_roster(fleet)
         fleet.record(replace(fleet.index, crl_number=fleet.index.crl_number + 1))
         delivery.spread(fleet, "crl.pem", fleet.revocation_lists(passphrase, pki.utc_now()))
         brokers = [other for other in fleet.index.members if other.role == "broker" and other.newest.revoked is None]
@@ -193,7 +196,9 @@ def _add(directory: Path, wanted: Sequence[_Wanted], passphrase: bytes | None) -
     with _disk(directory), fleets.opened(directory) as fleet:
         for each in wanted:
             _refuse_taken(fleet, each)
-        return _added(fleet, wanted, passphrase)
+        added = _added(fleet, wanted, passphrase)
+        delivery.spread_roster(fleet)
+        return added
 
 
 def _added(fleet: Fleet, wanted: Sequence[_Wanted], passphrase: bytes | None) -> list[Bundle]:
