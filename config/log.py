@@ -15,10 +15,10 @@ from typing import Final, TextIO, TypeAlias, cast
 
 import orjson
 import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 from config import limits
-from config.settings import Log
+from config.settings import Log, LogLevel
 
 Logger: TypeAlias = FilteringBoundLogger
 
@@ -50,6 +50,7 @@ def set_up(settings: Log, stream: TextIO | None = None) -> None:
             _stamped,
             structlog.processors.format_exc_info,
             _bounded,
+            _Shown(_LEVELS[settings.level]),
             _as_text(coloured) if text else _as_json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.level]),
@@ -62,6 +63,54 @@ def set_up(settings: Log, stream: TextIO | None = None) -> None:
     root.addHandler(_FromLibraries())
     root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
+
+
+def tap(sink: Callable[[Mapping[str, object]], None], level: LogLevel = "info") -> Callable[[], None]:
+    """Show `sink` every event from `level` on, shown elsewhere or not, in the thread that logs; returns how to end that.
+
+    The sink must be quick, and must not log. What is shown elsewhere does not change.
+    """
+    tapped = _Tap(sink, _LEVELS[level])
+    processors = list(structlog.get_config()["processors"])
+    place = next((at for at, each in enumerate(processors) if isinstance(each, _Shown)), len(processors) - 1)
+    _pass_through([*processors[:place], tapped, *processors[place:]])
+
+    def end() -> None:
+        _pass_through([each for each in structlog.get_config()["processors"] if each is not tapped])
+
+    return end
+
+
+def _pass_through(processors: list[Processor]) -> None:
+    """Have events pass through these from now on, from the lowest level on that one of them wants."""
+    shown = [each.level for each in processors if isinstance(each, _Shown)]
+    taps = [each.level for each in processors if isinstance(each, _Tap)]
+    lowest = min(shown + taps) if shown else logging.NOTSET
+    structlog.configure(processors=processors, wrapper_class=structlog.make_filtering_bound_logger(lowest))
+
+
+class _Tap:
+    """Shows events to somebody else as they pass."""
+
+    def __init__(self, sink: Callable[[Mapping[str, object]], None], level: int):
+        self.level, self._sink = level, sink
+
+    def __call__(self, _: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        if _LEVELS.get(method, logging.ERROR) >= self.level:
+            self._sink({"level": method, **event})
+        return event
+
+
+class _Shown:
+    """Lets pass what is to be shown; a tap may need more."""
+
+    def __init__(self, level: int):
+        self.level = level
+
+    def __call__(self, _: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        if _LEVELS.get(method, logging.ERROR) < self.level:
+            raise structlog.DropEvent
+        return event
 
 
 class _Output:

@@ -3,39 +3,71 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
 from pathlib import Path
 from random import SystemRandom
+from typing import Any
 
+import msgspec
 import structlog
 
 from broker.clock import unix_ms
-from broker.messages import Ack, encode_envelope
+from broker.control import DesiredSettings, Mode, Reported, SettingsReport, Task, TaskReport
+from broker.messages import Ack, HubState, Value, encode_envelope
 from broker.process import StatusFile
 from broker.runner import Runner, monotonic_s
 from broker.topics import Topic
-from config import limits
+from config import limits, remote
+from config import log as logging
 from config.errors import SettingsError, StorageError
 from config.settings import HubSettings
-from hub import courier
+from hub import courier, mode, network
 from hub.courier import Courier
+from hub.desired_keeper import SettingsKeeper
 from hub.keeper import Keeper, Loaded, Report, Written
-from hub.link import Kind
+from hub.logs import LogCollector, plain
 from hub.memory import PathMemory
-from hub.outbox import Outbox, OutboxDamagedError
-from hub.paths import Paths
+from hub.mode_line import Line
+from hub.mode_roaming import is_roaming
+from hub.outbox import Entry, Outbox, OutboxDamagedError
+from hub.outbox_origin import this_machine
+from hub.reporting import Reporter, host_name, hubline_version, reported_of
 from hub.sampler import Sample, Sampler
 from hub.sensors import load_sensors
+from hub.status_content import content_of
+from hub.task_runner import TaskRunner
 
 log = structlog.get_logger(__name__)
 
 
-async def run_hub(settings: HubSettings, stop: asyncio.Event) -> None:
-    """Run a hub until `stop` is set. An outbox that breaks on the way is set aside, and the hub begins anew with another."""
-    while True:
+async def run_hub(file: Path, own: HubSettings, stop: asyncio.Event) -> None:
+    """Run a hub until `stop` is set; `file` is its hub.toml, and `own` what that says.
+
+    One that is to begin anew, with other settings or because somebody wants it to, does so in this process. So does one
+    whose outbox breaks on the way, which is set aside.
+    """
+    agent: Agent | None = None
+
+    def begin_anew(_: HubSettings) -> None:
+        if agent is not None:
+            agent.restart()
+
+    def report(_: SettingsReport) -> None:
+        if agent is not None:
+            agent.report_settings()
+
+    desired = SettingsKeeper(file, own, apply=begin_anew, report=report)
+    while not stop.is_set():
+        settings = desired.effective()
+        logging.set_up(settings.log)
         try:
-            return await Agent(settings).run(stop)
+            agent = Agent(settings, desired)
+        except SettingsError as exc:
+            if not desired.cannot_start(exc):
+                raise
+            continue
+        try:
+            await agent.run(stop)
         except OutboxDamagedError as exc:
             log.error("outbox_broke", reason=exc.reason)
 
@@ -45,68 +77,144 @@ STATUS_FILE = "status.json"
 """In the hub's data_dir: what `hubline hub status` reads."""
 
 
+TASKS_FILE = "tasks.db"
+
+
 class Agent:
     """A hub in the running event loop. Raises SettingsError, or StorageError if the outbox can't be used at all."""
 
-    def __init__(self, settings: HubSettings):
-        self.settings = settings
+    def __init__(self, settings: HubSettings, desired: SettingsKeeper):
+        self.settings, self._desired = settings, desired
+        ranges = mode.networks_of(settings.mode.unreachable)
         data_dir = settings.hub.data_dir
         _make_folder(data_dir)
         outbox = Outbox.open(
             data_dir / OUTBOX_FILE,
             max_bytes=settings.hub.outbox_max_bytes,
             max_age_s=settings.hub.outbox_max_days * 86_400,
+            machine=this_machine(),
         )
         if outbox.damage is not None:
             log.error("outbox_damaged", reason=outbox.damage, epoch=outbox.epoch)
+        if outbox.copied is not None:
+            log.warning("outbox_copied", reason=outbox.copied, epoch=outbox.epoch)
         try:
-            sensors = load_sensors(settings.sensors, outbox.states())
+            self._sensors = load_sensors(settings.sensors, outbox.states())
         except SettingsError:
             outbox.close()
             raise
-        self._outbox = outbox
+        self._outbox, self._ranges = outbox, ranges
         self._last_session = outbox.session
-        self._sensors = [sensor.name for sensor in sensors]
+        self._addresses = network.own_addresses()
+        self._roaming = is_roaming(settings)
+        self._introduced = False
+        self._restart = asyncio.Event()
+        self._drained = asyncio.Event()
         self._keeper = Keeper(outbox, self._kept)
         self._courier = Courier(outbox.epoch, tuple(outbox.pending()))
         self._runner: Runner[courier.Event, courier.Command] = Runner(self._courier, self._execute)
-        self._sampler = Sampler(sensors, self._sampled, random=SystemRandom())
-        memory = PathMemory(data_dir / "paths.json")
-        self._paths = Paths(settings, memory, outbox.epoch, self._next_session, self, _version())
+        self._sampler = Sampler(self._sensors, self._sampled, random=SystemRandom())
+        self._line = Line(
+            settings,
+            PathMemory(data_dir / "paths.json"),
+            outbox.epoch,
+            self._next_session,
+            self,
+            continuous=mode.keeps_session(settings.mode, ranges, self._addresses),
+        )
+        self._tasks = TaskRunner(settings, data_dir / TASKS_FILE, self, self._result, version=hubline_version())
+        self._tasks.set_roaming(self._roaming)
+        desired.set_roaming(self._roaming)
+        self._reporter = Reporter(self._keeper, self._reported)
+        self._logs = LogCollector(settings.logs, data_dir, self._keeper)
         self._status = StatusFile(data_dir / STATUS_FILE, self._describe)
-        self._drained = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Measure and send until `stop` is set; then deliver what can be delivered soon, and leave cleanly."""
+        """Measure and send until `stop` is set, or the hub is to begin anew.
+
+        Then deliver what can be delivered soon, and leave cleanly.
+        """
         identity = self.settings.identity
-        log.info("hub_started", hub=identity.name, site=identity.site, epoch=self._courier.epoch, sensors=self._sensors)
+        names = [sensor.name for sensor in self._sensors]
+        log.info(
+            "hub_started",
+            hub=identity.name,
+            site=identity.site,
+            epoch=self._courier.epoch,
+            mode=self._mode,
+            sensors=names,
+        )
+        for doubt in remote.doubts_about(self.settings.mode):
+            log.warning("settings_doubtful", doubt=doubt)
+        self._reporter.look(anew=True)
         keeping = asyncio.create_task(self._keeper.run(), name="outbox")
         sampling = asyncio.create_task(self._sampler.run(), name="sampler")
         status = asyncio.create_task(self._status.keep(), name="status")
-        stopping = asyncio.create_task(stop.wait(), name="stop")
-        self._paths.start()
+        looking = asyncio.create_task(self._keep_looking(), name="surroundings")
+        line = asyncio.create_task(self._line.run(), name="line")
+        stopping = [asyncio.create_task(each.wait(), name="stop") for each in (stop, self._restart)]
+        self._tasks.start()
+        self._desired.start()
         try:
-            done, _ = await asyncio.wait([stopping, keeping, sampling, status], return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {stopping}:
+            done, _ = await asyncio.wait(
+                [*stopping, keeping, sampling, status, looking, line], return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done - {*stopping}:
                 task.result()  # None of them ends but by a bug of ours, which must be seen.
         finally:
-            sampling.cancel()
-            stopping.cancel()
-            await asyncio.wait([sampling, stopping])
+            for task in (sampling, looking, *stopping):
+                task.cancel()
+            await asyncio.wait([sampling, looking, *stopping])
+            self._desired.close()
+            await self._tasks.close()
             await self._drain()
             status.cancel()
             self._runner.close()
-            await self._paths.stop()
+            line.cancel()
+            await asyncio.wait([line])
+            self._logs.close()
             keeping.cancel()
             await asyncio.wait([keeping, status])
             self._status.write()
             await self._keeper.close()
             log.info("hub_stopped", hub=identity.name, pending=self._courier.unacknowledged)
 
+    @property
+    def _mode(self) -> Mode:
+        return mode.mode_of(continuous=self._line.continuous, roaming=self._roaming)
+
+    async def _keep_looking(self) -> None:
+        """See what changes around the hub: its addresses, a person's wish to roam; tell of it, and pass on what was logged."""
+        addresses_at = monotonic_s() + limits.ADDRESSES_CHECK_S
+        while True:
+            if monotonic_s() >= addresses_at:
+                self._addresses = network.own_addresses()
+                addresses_at = monotonic_s() + limits.ADDRESSES_CHECK_S
+            self._settle_mode()
+            self._reporter.look()
+            await self._logs.pass_on(roaming=self._roaming)
+            await asyncio.sleep(limits.ROAMING_CHECK_S)
+
+    def _settle_mode(self) -> None:
+        """Be in the mode that holds now."""
+        continuous = mode.keeps_session(self.settings.mode, self._ranges, self._addresses)
+        if continuous != self._line.continuous:
+            self._line.set_continuous(continuous)
+            log.info("mode_changed", mode=self._mode)
+        roaming = is_roaming(self.settings)
+        if roaming != self._roaming:
+            self._roaming = roaming
+            log.info("roaming_entered" if roaming else "roaming_left")
+            self._tasks.set_roaming(roaming)
+            self._desired.set_roaming(roaming)
+            self._line.introduce_again()
+            self._status.changed()
+
     async def _drain(self) -> None:
         """Write what was measured, and give the cloud a moment to acknowledge it."""
         try:
             async with asyncio.timeout(limits.STOP_DRAIN_S):
+                await self._logs.pass_on(roaming=self._roaming, at_once=True)
                 await self._keeper.flushed()
                 while self._courier.open and self._courier.unacknowledged:
                     self._drained.clear()
@@ -114,6 +222,15 @@ class Agent:
                 await self._keeper.flushed()
         except TimeoutError:
             pass  # What is left is on the disk, and goes out after the next start.
+
+    async def delivered(self) -> None:
+        """Wait until the cloud has acknowledged all that was measured until now."""
+        await self._keeper.flushed()
+        mark = self._keeper.standing.last_seq
+        while (oldest := self._courier.oldest) is not None and oldest <= mark:
+            self._drained.clear()
+            await self._drained.wait()
+        await self._keeper.flushed()
 
     # --- Measuring and keeping -----------------------------------------------------------------------------------------
 
@@ -150,9 +267,35 @@ class Agent:
     def _publish(self, seq: int, kind: str, body: bytes) -> None:
         identity = self.settings.identity
         topic = str(Topic.up(identity.fleet, identity.site, identity.name, kind))
-        self._paths.publish(topic, encode_envelope(self._courier.epoch, seq, unix_ms(), body), seq)
+        self._line.publish(topic, encode_envelope(self._courier.epoch, seq, unix_ms(), body), seq)
 
-    # --- On the paths (Passenger) --------------------------------------------------------------------------------------
+    # --- On the line (Subscriber) --------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether a task runs whose result the cloud waits for."""
+        return bool(self._tasks.running)
+
+    @property
+    def settings_hash(self) -> str:
+        """Return the name of the settings from the cloud that are in force."""
+        return self._desired.hash
+
+    def introduction(self, session: int, via: str) -> HubState:
+        """Return the birth: who and where this hub is."""
+        first, self._introduced = not self._introduced, True
+        return HubState(
+            online=True,
+            epoch=self._courier.epoch,
+            session=session,
+            via=via,
+            mode=self._mode,
+            version=hubline_version(),
+            ts=unix_ms(),
+            reason="started" if first else None,
+            host=host_name(),
+            addresses=list(self._addresses),
+        )
 
     def path_opened(self) -> None:
         """Send, from the oldest that is not acknowledged."""
@@ -165,10 +308,57 @@ class Agent:
     def acknowledged(self, ack: Ack) -> None:
         """Forget what the cloud has."""
         self._runner.feed(courier.Acknowledged(ack.epoch, tuple(ack.ranges)))
+        if ack.epoch == self._courier.epoch and self._reporter.acknowledged(ack.ranges):
+            self._desired.acknowledged()
+
+    def task_received(self, task: Task) -> None:
+        """Have it run, once."""
+        self._tasks.received(task)
+
+    def settings_received(self, settings: DesiredSettings) -> None:
+        """Have them tried."""
+        self._desired.received(settings)
 
     def path_changed(self) -> None:
         """Show it in the status file at once."""
         self._status.changed()
+
+    # --- What tasks need (Doer) ----------------------------------------------------------------------------------------
+
+    async def sample_now(self) -> Mapping[str, Value]:
+        """Ask all sensors out of turn, and return what they say; it is stored as ever."""
+        return await self._sampler.sample_now()
+
+    def report_now(self) -> None:
+        """Tell anew what this hub is."""
+        self._addresses = network.own_addresses()
+        self._reporter.look(anew=True)
+
+    def report_settings(self) -> None:
+        """Tell how the settings from the cloud stand, though it may be nothing new: the cloud has asked again."""
+        self._reporter.look(anew=True)
+
+    def restart(self) -> None:
+        """Begin anew, in this process: all ends cleanly first."""
+        self._restart.set()
+
+    def recent_logs(self, limit: int) -> list[dict[str, Any]]:
+        """Return the last lines of the log, the oldest first."""
+        return plain(self._logs.recent_logs(limit))
+
+    def _result(self, report: TaskReport) -> None:
+        self._keeper.append("results", [Entry(report.ts, msgspec.json.encode(report))], {})
+
+    # --- Numbers -------------------------------------------------------------------------------------------------------
+
+    def _reported(self) -> Reported:
+        return reported_of(
+            self.settings,
+            self._sensors,
+            addresses=self._addresses,
+            mode=self._mode,
+            settings_report=self._desired.standing,
+        )
 
     async def _next_session(self) -> int:
         try:
@@ -185,46 +375,17 @@ class Agent:
     # --- What a person sees --------------------------------------------------------------------------------------------
 
     def _describe(self) -> dict[str, object]:
-        identity, link = self.settings.identity, self._paths.link
-        using = link.using
-        kind = "none" if using is None else using.kind.value
-        holds = self._keeper.standing
-        return {
-            "hub": identity.name,
-            "site": identity.site,
-            "pid": os.getpid(),
-            "ts": unix_ms(),
-            "path": {
-                "kind": kind,
-                "connector": link.using_via if using is not None and using.kind is Kind.CONNECTOR else None,
-                "endpoint": None if using is None else using.endpoint,
-                "since": self._paths.since_ms,
-                "outage_since": _wall_ms(link.out_at),
-                "switch_at": None if kind == "direct" else _wall_ms(link.switch_at),
-                "watched": None if link.watched is None else link.watched[0],
-                "return_at": None if link.watched is None else _wall_ms(link.watched[1]),
-                "failures": {kind.value: reason for kind, reason in link.failures.items()},
-            },
-            "epoch": self._courier.epoch,
-            "session": self._paths.session_number,
-            "outbox": {
-                "pending": self._courier.unacknowledged,
-                "last_seq": holds.last_seq,
-                "bytes": holds.size_bytes,
-                "oldest": holds.oldest_ms,
-                "gaps": holds.gaps,
-                "points": holds.points,
-                "points_written": holds.points_written,
-                "points_lost": holds.points_lost,
-                "refusal": self._keeper.refusal,
-            },
-            "sensors": {"running": self._sensors, "failing": self._sampler.failing},
-        }
-
-
-def _wall_ms(at: float | None) -> int | None:
-    """Return a monotonic instant as Unix milliseconds, to the second: the two clocks drift, and a person reads it."""
-    return None if at is None else round(unix_ms() / 1000 + at - monotonic_s()) * 1000
+        return content_of(
+            self.settings,
+            self._line,
+            self._keeper,
+            self._courier,
+            mode=self._mode,
+            sensors=[sensor.name for sensor in self._sensors],
+            failing=self._sampler.failing,
+            tasks=self._tasks.running,
+            reported=self._reported(),
+        )
 
 
 def _make_folder(data_dir: Path) -> None:
@@ -232,10 +393,3 @@ def _make_folder(data_dir: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise SettingsError(f"can't be made: {exc.strerror}", key="hub.data_dir", value=str(data_dir)) from exc
-
-
-def _version() -> str:
-    try:
-        return version("hubline")
-    except PackageNotFoundError:
-        return "0"

@@ -29,7 +29,7 @@ def run(file: Path) -> None:
 
     settings = load(file, HubSettings)
     log.set_up(settings.log)
-    run_until_stopped(lambda stop: run_hub(settings, stop))
+    run_until_stopped(lambda stop: run_hub(file, settings, stop))
 
 
 @hub.command()
@@ -44,3 +44,18 @@ def status(file: Path, as_json: bool) -> None:
     click.echo(found.json if as_json else told(found))
     if not found.running:
         click.get_current_context().exit(1)
+
+
+@hub.command()
+@click.argument("switch", type=click.Choice(["on", "off"]))
+@_FILE
+def roam(switch: str, file: Path) -> None:
+    """Have this hub roam (a presentation, a journey), or no more.
+
+    A roaming hub measures and sends readings as ever. It keeps its log lines to itself, starts no task and takes no settings.
+    """
+    from hub.mode_roaming import in_force, set_roaming
+
+    changed = set_roaming(in_force(file), switch == "on")
+    now = "roams" if switch == "on" else "does not roam"
+    click.echo(f"This hub {now}{' from now on' if changed else ', as before'}.")

@@ -111,6 +111,11 @@ class Courier:
         return self._waiting.count() + len(self._flights)
 
     @property
+    def oldest(self) -> int | None:
+        """Return the number of the oldest message that the cloud has not acknowledged, or None."""
+        return min((seq for seq in (self._waiting.first_from(1), *self._flights) if seq is not None), default=None)
+
+    @property
     def timeout_s(self) -> float:
         """Return how long an acknowledgement may take before its message is sent again."""
         if self._round_trip_s is None:
@@ -152,9 +157,10 @@ class Courier:
 
     def deadline(self) -> float | None:
         """Return when the oldest message in flight is to be sent again."""
-        sent = (flight.sent_at for flight in self._flights.values() if flight.sent_at is not None)
-        oldest = next(sent, None)
-        return None if oldest is None else oldest + self.timeout_s
+        for flight in self._flights.values():
+            if flight.sent_at is not None:
+                return flight.sent_at + self.timeout_s
+        return None
 
     # --- The books --------------------------------------------------------------------------------------------------
 
@@ -179,7 +185,7 @@ class Courier:
                 known += [seq for seq in self._flights if first <= seq <= last]
         for seq in known:
             self._flight_bytes -= self._flights.pop(seq).size_bytes
-        return list(Ranges(found + ranges_of(known)))
+        return list(Ranges(found + ranges_of(known))) if found else ranges_of(known)
 
     def _land(self) -> None:
         """Put everything in flight back among what waits."""
@@ -244,7 +250,7 @@ class Courier:
 
     def _fill(self) -> list[Command]:
         """Ask for as many messages as the window takes."""
-        if not self.open:
+        if not self.open or not self._waiting:
             return []
         loading = sum(flight.sent_at is None for flight in self._flights.values())
         free = min(int(self._window) - len(self._flights), limits.SEND_BATCH_MESSAGES - loading)
@@ -260,9 +266,11 @@ class Courier:
 
     def _choose(self) -> int | None:
         """Return the next message: fresh ones first, but every fourth one from the backlog while both wait."""
-        live = self._waiting.first_from(self._live_from)
         oldest = self._waiting.first_from(1)
-        if live is None or oldest is None or oldest >= self._live_from:
+        if oldest is None or oldest >= self._live_from:
+            return oldest
+        live = self._waiting.first_from(self._live_from)
+        if live is None:
             return oldest
         if self._waiting.maximum is not None and self._waiting.maximum - live >= limits.LIVE_MAX_MESSAGES:
             self._live_from = self._waiting.maximum + 1  # It has become backlog itself.

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from config import limits, pki
+from config import limits, pki, remote
 from config.check import findings
 from config.errors import RefusedError
 from config.principal import principal_of
@@ -82,12 +82,14 @@ def settings_read(file: Path, settings: HubSettings) -> Check:
     if not settings.cloud.endpoints:
         problem = "no cloud broker is named: without a connector there is no way out"
         return Check("settings", State.WARNING, problem, "name it in cloud.endpoints", details=details)
+    if doubts := remote.doubts_about(settings.mode):
+        return Check("settings", State.WARNING, doubts[0], lines=doubts[1:], details=details)
     return Check("settings", State.OK, text, details=details)
 
 
 def certificate(settings: HubSettings) -> Check:
     """Say whose certificate it is, and what is wrong with it, its key or its authorities."""
-    found = findings(settings, "hub")
+    found = [finding for finding in findings(settings, "hub") if finding.file is not None]
     lines = [str(finding) for finding in found]
     leaves = leaves_in(settings.identity.cert)
     details = {"findings": lines, **(_described(leaves[0]) if leaves else {})}
@@ -95,6 +97,7 @@ def certificate(settings: HubSettings) -> Check:
         worst = State.PROBLEM if any(finding.fatal for finding in found) else State.WARNING
         first = min(found, key=lambda finding: not finding.fatal)
         todo = _way_out(leaves, settings) if first.fatal else None  # A lesser one says itself what to do.
+        assert first.file is not None
         return Check("certificate", worst, f"{first.file.name} {first.problem}", todo, lines[1:] and lines, details)
     leaf = leaves[0]
     text = (

@@ -11,7 +11,7 @@ from config import limits
 from hub.gaps import GROWTH_MAX_BYTES
 
 _BODY_MAX_BYTES: Final = limits.MESSAGE_MAX_BYTES - len(encode_envelope("0" * 16, 2**53, 2**53, b""))
-ENTRY_MAX_BYTES: Final = _BODY_MAX_BYTES - len(b'{"points":[]}')
+ENTRY_MAX_BYTES: Final = _BODY_MAX_BYTES - len(b'{"results":[]}')
 """The longest entry that fits into a message."""
 
 
@@ -55,6 +55,7 @@ class Lane:
 
 READINGS: Final = Lane("readings", "readings", b'{"points":[', b"]}", limits.POINTS_MAX)
 EVENTS: Final = Lane("events", "events", b'{"events":[', b"]}", limits.EVENTS_MAX)
+RESULTS: Final = Lane("results", "results", b'{"results":[', b"]}", limits.EVENTS_MAX)
 GAPS: Final = Lane(
     "gaps",
     "events",
@@ -68,8 +69,8 @@ GAPS: Final = Lane(
 
 
 def lane_of(kind: str) -> Lane:
-    """Return the lane of a kind. A message of a kind that is no list is one entry, and ends with it."""
-    return {"readings": READINGS, "events": EVENTS}.get(kind) or Lane(kind, kind)
+    """Return the lane of a kind. A message of a kind that is no list is one entry, and ends with it: reported, logs."""
+    return {"readings": READINGS, "events": EVENTS, "results": RESULTS}.get(kind) or Lane(kind, kind)
 
 
 @dataclass(frozen=True, slots=True)

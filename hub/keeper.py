@@ -22,6 +22,8 @@ from hub.reserve import Reserve
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+Kept: TypeAlias = Callable[[Sequence[int]], None]
+"""Called in the event loop with the numbers of the messages that hold what was appended, once it is on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class _Append:
     kind: str
     entries: Sequence[Entry]
     states: Mapping[str, str]
+    kept: Kept | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +106,18 @@ class Keeper:
         self._reserve = Reserve(outbox.path.with_name(f"{outbox.path.name}.reserve"))
         self._reserve.hold()
 
-    def append(self, kind: str, entries: Sequence[Entry], states: Mapping[str, str]) -> None:
-        """Write entries and sensors' states together. Beyond OUTBOX_MEMORY_POINTS that wait, the oldest become a gap."""
-        self._appends.append(_Append(kind, entries, states))
+    def append(self, kind: str, entries: Sequence[Entry], states: Mapping[str, str], kept: Kept | None = None) -> None:
+        """Write entries and sensors' states together. Beyond OUTBOX_MEMORY_POINTS that wait, the oldest become a gap.
+
+        Of what waits, readings go before all else: there is only one result of a task.
+        """
+        self._appends.append(_Append(kind, entries, states, kept))
         self._entries_waiting += len(entries)
         while self._entries_waiting > limits.OUTBOX_MEMORY_POINTS and len(self._appends) > 1:
-            self._lose(self._appends.popleft())
+            place = next((at for at, each in enumerate(self._appends) if each.kind == "readings"), 0)
+            lost = self._appends[place]
+            del self._appends[place]
+            self._lose(lost)
         self._stir()
 
     def forget(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -211,25 +220,27 @@ class Keeper:
             return
         appends, losses = tuple(self._appends), tuple(self._losses)
 
-        def write() -> Changes:
+        def write() -> tuple[Changes, list[list[int]]]:
             with self.outbox.transaction() as changes:
                 for loss in losses:
                     self.outbox.record_loss(loss.points, loss.first_ms, loss.last_ms)
-                for append in appends:
-                    self.outbox.append(append.kind, append.entries, append.states)
-            return changes
+                seqs = [self.outbox.append(append.kind, append.entries, append.states) for append in appends]
+            return changes, seqs
 
         # Meanwhile they must not be lost to the bound, nor counted again: they are taken out, and put back on failure.
         waiting, self._entries_waiting = self._entries_waiting, 0
         self._appends.clear()
         self._losses.clear()
         try:
-            changes = await self.call(write)
+            changes, seqs = await self.call(write)
         except StorageError:
             self._appends.extendleft(reversed(appends))
             self._losses.extendleft(reversed(losses))
             self._entries_waiting += waiting
             raise
+        for append, numbers in zip(appends, seqs, strict=True):
+            if append.kept is not None:
+                append.kept(numbers)
         self._report(Written(tuple(changes.appended), tuple(changes.dropped)))
 
     async def _look(self) -> None:

@@ -12,9 +12,13 @@ import struct
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, TypeAlias
+
+import psutil
+
+from config import limits
 
 _UP: Final = 0x1  # linux/route.h
 _GATEWAY: Final = 0x2
@@ -98,6 +102,21 @@ def default_gateway(routes: Sequence[Route]) -> Route | None:
     """Return the default route that counts: through a gateway, with the lowest metric."""
     defaults = [route for route in routes if route.destination.prefixlen == 0 and route.gateway is not None]
     return min(defaults, key=lambda route: route.metric, default=None)
+
+
+def own_addresses() -> tuple[str, ...]:
+    """Return this machine's own addresses, without those that mean nothing elsewhere: loopback and link-local ones."""
+    found: set[IPv4Address | IPv6Address] = set()
+    try:
+        up = {name for name, state in psutil.net_if_stats().items() if state.isup}
+        for interface, entries in psutil.net_if_addrs().items():
+            texts = [entry.address for entry in entries if entry.family in (socket.AF_INET, socket.AF_INET6)]
+            found |= {ip_address(text.partition("%")[0]) for text in texts if interface in up}
+    except (OSError, ValueError):
+        return ()
+    known = [each for each in found if not each.is_loopback and not each.is_link_local]
+    known.sort(key=lambda each: (each.version, int(each)))
+    return tuple(map(str, known[: limits.ADDRESSES_MAX]))
 
 
 # --- Linux --------------------------------------------------------------------------------------------------------------

@@ -95,20 +95,22 @@ class Outbox:
         max_age_s: float = limits.OUTBOX_MAX_AGE_S,
         clock: Callable[[], int] = unix_ms,
         new_epoch: Callable[[], str] = lambda: token_hex(8),
+        machine: str = "",
     ) -> Outbox:
         """Open the outbox at `path`, or make one; a damaged one is set aside, and an event in the new one tells of it.
 
-        `clock` gives Unix milliseconds. Raises SettingsError if another process uses the file or a newer Hubline wrote
-        it, StorageError if the disk refuses.
+        So is one that another `machine` (see `outbox_origin`) has made. `clock` gives Unix milliseconds. Raises
+        SettingsError if another process uses the file or a newer Hubline wrote it, StorageError if the disk refuses.
         """
-        file = open_file(path, clock, new_epoch)
+        file = open_file(path, clock, new_epoch, machine)
         try:
             with translated(path):
                 outbox = cls(path, file, max_bytes, max_age_s, clock)
-                if file.damage is not None:
-                    now_ms = clock()
-                    event = {"event": "outbox-damaged", "ts": now_ms, "message": file.damage[: limits.VALUE_TEXT_MAX]}
-                    outbox.append("events", [Entry(now_ms, orjson.dumps(event))])
+                for name, what in (("outbox-damaged", file.damage), ("outbox-copied", file.copied)):
+                    if what is not None:
+                        now_ms = clock()
+                        event = {"event": name, "ts": now_ms, "message": what[: limits.VALUE_TEXT_MAX]}
+                        outbox.append("events", [Entry(now_ms, orjson.dumps(event))])
         except BaseException:
             file.close()
             raise
@@ -123,6 +125,11 @@ class Outbox:
     def damage(self) -> str | None:
         """Return what was wrong with the file that was set aside at the opening, or None."""
         return self._file.damage
+
+    @property
+    def copied(self) -> str | None:
+        """Return what was found if the file was copied from another machine, and set aside at the opening, or None."""
+        return self._file.copied
 
     @property
     def last_seq(self) -> int:

@@ -1,7 +1,8 @@
 """Opens the outbox's file: by one process at a time, whole or set aside, never half-made.
 
-A damaged file is moved away under a name that says so, and a new one begins with a new epoch. Whatever happens while a new
-file is made, what bears its name is complete.
+A damaged file is moved away under a name that says so, and a new one begins with a new epoch. So is one that was made on
+another machine: what waits in it is still there, and waits there. Whatever happens while a new file is made, what bears its
+name is complete.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import psutil
 from config import limits
 from config.errors import SettingsError, StorageError
 from config.files import sync_folder
+from hub.outbox_origin import fuller, is_another
 
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x484C4F42
@@ -59,14 +61,18 @@ CREATE TABLE totals (
 );
 CREATE TABLE sensor_state (sensor TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID;
 """
+_ORIGIN: Final = "CREATE TABLE IF NOT EXISTS origin (one INTEGER PRIMARY KEY CHECK (one = 1), machine TEXT NOT NULL)"
+"""The machine that made the outbox. Of later date than the schema, which older versions read without it."""
 _PROBES: Final = (
     "SELECT id, kind, keep, entries, points, first_ms, last_ms, kept_ms, crc, body FROM chunk LIMIT 0",
     "SELECT sensor, state FROM sensor_state LIMIT 0",
 )
 _PARTS: Final = ("", "-wal", "-shm")
 """SQLite's files beside each other."""
-_ASIDE: Final = r"\.damaged-(\d{8}T\d{6}Z)-(\d+)(?:-wal)?"
-"""What is added to the name of a damaged file: when it was found, in UTC, and its number in that second."""
+_DAMAGED: Final = "damaged"
+_COPIED: Final = "copied"
+_ASIDE: Final = r"-(\d{8}T\d{6}Z)-(\d+)(?:-wal)?"
+"""What is added to the name of such a file, after the word: when it was found, in UTC, and its number in that second."""
 
 
 class OutboxDamagedError(StorageError):
@@ -75,11 +81,15 @@ class OutboxDamagedError(StorageError):
 
 @dataclass(frozen=True, slots=True)
 class OpenedFile:
-    """An outbox file, ready and locked. `damage` says in one line what was found and where it is now."""
+    """An outbox file, ready and locked. `damage` says in one line what was found and where it is now.
+
+    `copied` does so for one that was made on another machine.
+    """
 
     connection: sqlite3.Connection
     lock: FileLock
     damage: str | None
+    copied: str | None = None
 
     def close(self) -> None:
         """Let go of the file."""
@@ -89,8 +99,8 @@ class OpenedFile:
             self.lock.release()
 
 
-def open_file(path: Path, clock: Callable[[], int], new_epoch: Callable[[], str]) -> OpenedFile:
-    """Open or make the outbox at `path`.
+def open_file(path: Path, clock: Callable[[], int], new_epoch: Callable[[], str], machine: str = "") -> OpenedFile:
+    """Open or make the outbox at `path`, on the machine of that name ("" if it has none).
 
     Raises SettingsError if another process has it or a newer Hubline wrote it, StorageError if the disk refuses.
     """
@@ -98,15 +108,26 @@ def open_file(path: Path, clock: Callable[[], int], new_epoch: Callable[[], str]
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
-            damage = None
+            damage = copied = None
             log = _beside(path, "-wal")
             found = path.exists() or (log.exists() and log.stat().st_size > 0)
             if found and (problem := _problem_of(path)):
-                aside = _set_aside(path, clock())
+                aside = _set_aside(path, clock(), _DAMAGED)
                 damage = f"{path.name} was damaged ({problem}) and is kept as {aside.name}"
+            elif found and (waiting := _waiting_elsewhere(path, machine)) is not None:
+                aside = _set_aside(path, clock(), _COPIED)
+                copied = (
+                    f"{path.name} was copied from another machine; its {waiting} waiting messages are for that one to "
+                    f"send, and are kept here as {aside.name}"
+                )
             if not path.exists():
-                _make(path, clock(), new_epoch())
-            return OpenedFile(_connected(path), lock, damage)
+                _make(path, clock(), new_epoch(), machine)
+            connection = _connected(path)
+            try:
+                _sign(connection, machine)
+            except sqlite3.OperationalError:
+                pass  # A full disk must not keep what waits from being sent; the next start signs.
+            return OpenedFile(connection, lock, damage, copied)
         except BaseException:
             lock.release()
             raise
@@ -206,16 +227,45 @@ def _problem_in(connection: sqlite3.Connection, path: Path) -> str | None:
     return None
 
 
-def _set_aside(path: Path, now_ms: int) -> Path:
-    """Move a damaged file away, and return its new name; keep only the newest few."""
-    names = (re.fullmatch(re.escape(path.name) + _ASIDE, file.name) for file in path.parent.iterdir())
+def _waiting_elsewhere(path: Path, machine: str) -> int | None:
+    """Return how many messages wait in an outbox if another machine has made it, else None."""
+    connection = _connected(path)
+    try:
+        made_on = _made_on(connection)
+        if not is_another(made_on, machine):
+            return None
+        return int(connection.execute("SELECT messages FROM totals").fetchone()[0])
+    finally:
+        connection.close()
+
+
+def _made_on(connection: sqlite3.Connection) -> str:
+    if not connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'origin'").fetchone()[0]:
+        return ""
+    row = connection.execute("SELECT machine FROM origin").fetchone()
+    return "" if row is None else str(row[0])
+
+
+def _sign(connection: sqlite3.Connection, machine: str) -> None:
+    """Note which machine's outbox this is, as far as it is known."""
+    made_on = _made_on(connection)
+    known = fuller(made_on, machine)
+    if known != made_on:
+        connection.execute(_ORIGIN)
+        connection.execute("INSERT OR REPLACE INTO origin VALUES (1, ?)", (known,))
+
+
+def _set_aside(path: Path, now_ms: int, why: str) -> Path:
+    """Move a file away, and return its new name; keep only the newest few."""
+    pattern = rf"{re.escape(path.name)}\.{why}{_ASIDE}"
+    names = (re.fullmatch(pattern, file.name) for file in path.parent.iterdir())
     old = sorted({(found[1], int(found[2])) for found in names if found})
     for then, number in old[: max(0, len(old) - limits.OUTBOX_DAMAGED_KEPT + 1)]:
         for part in _PARTS:
-            _beside(path, f".damaged-{then}-{number}{part}").unlink(missing_ok=True)
+            _beside(path, f".{why}-{then}-{number}{part}").unlink(missing_ok=True)
     moment = datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
     number = 1 + max((number for then, number in old if then == moment), default=0)
-    aside = _beside(path, f".damaged-{moment}-{number}")
+    aside = _beside(path, f".{why}-{moment}-{number}")
     for part in reversed(_PARTS):  # The log first: it must never be read into a new file.
         if _beside(path, part).exists():
             os.replace(_beside(path, part), _beside(aside, part))
@@ -223,7 +273,7 @@ def _set_aside(path: Path, now_ms: int) -> Path:
     return aside
 
 
-def _make(path: Path, now_ms: int, epoch: str) -> None:
+def _make(path: Path, now_ms: int, epoch: str, machine: str) -> None:
     """Write an empty outbox under another name, and give it its name when it is whole."""
     fresh = _beside(path, ".new")
     for part in ("", "-journal"):
@@ -239,6 +289,7 @@ def _make(path: Path, now_ms: int, epoch: str) -> None:
             f"BEGIN; {_SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
         )
         connection.execute("INSERT INTO totals VALUES (1, ?, 0, 0, 0, ?, 0, 0, 0, 0, 0, 0)", (epoch, now_ms))
+        _sign(connection, machine)
     finally:
         connection.close()
     os.replace(fresh, path)

@@ -12,6 +12,7 @@ import structlog
 from broker import client, messages
 from broker.client import Session, SessionOptions, Will
 from broker.clock import unix_ms
+from broker.control import DesiredSettings, Task
 from broker.machine import Wakeup
 from broker.messages import Ack, ConnectorState, HubState
 from broker.process import watched
@@ -34,6 +35,10 @@ log = structlog.get_logger(__name__)
 class Passenger(Protocol):
     """Who travels on the paths: the agent."""
 
+    def introduction(self, session: int, via: str) -> HubState:
+        """Return the birth to publish on a session that is taken into use now."""
+        ...
+
     def path_opened(self) -> None:
         """Messages can be sent now, over another session than before."""
         ...
@@ -44,6 +49,14 @@ class Passenger(Protocol):
 
     def acknowledged(self, ack: Ack) -> None:
         """Take an acknowledgement; until the old path is dropped, it may come over both."""
+        ...
+
+    def task_received(self, task: Task) -> None:
+        """Take a task, or the word that one is cancelled; either may come any number of times."""
+        ...
+
+    def settings_received(self, settings: DesiredSettings) -> None:
+        """Take settings that are to hold from now on; they may come any number of times."""
         ...
 
     def path_changed(self) -> None:
@@ -61,10 +74,9 @@ class Paths:
         epoch: str,
         next_session: Callable[[], Awaitable[int]],
         passenger: Passenger,
-        version: str,
     ):
         self._settings, self._memory, self._epoch = settings, memory, epoch
-        self._next_session, self._passenger, self._version = next_session, passenger, version
+        self._next_session, self._passenger = next_session, passenger
         identity = settings.identity
         self._state_topic = str(Topic.hub_state(identity.fleet, identity.site, identity.name))
         self._sessions: dict[int, Session] = {}
@@ -72,6 +84,7 @@ class Paths:
         self._connecting: dict[int, asyncio.Task[None]] = {}
         self._numbers: dict[int, int] = {}  # Session numbers of those that carry messages.
         self._using: Session | None = None
+        self._via: str | None = None
         self._unproven: Ranges | None = None  # Sent over the path in use, until one of them is acknowledged over it.
         self._tasks: set[asyncio.Task[None]] = set()
         self._streaks: dict[str, tuple[str, int]] = {}  # Last reason and length of each endpoint's failures.
@@ -92,18 +105,36 @@ class Paths:
             self._unproven.add(seq, seq)
         return taken
 
-    async def stop(self) -> None:
-        """Say goodbye on the path in use, and end all sessions cleanly."""
+    @property
+    def is_open(self) -> bool:
+        """Tell whether there is a path now."""
+        return self._using is not None
+
+    def tell(self, topic: str, payload: bytes) -> bool:
+        """Send what is not sequenced over the path in use, and tell whether it was taken."""
+        return self._using is not None and self._using.publish(topic, payload)
+
+    def introduce_again(self) -> None:
+        """Publish the birth of the same session once more, since what it says has changed."""
+        if self._using is not None and self._via is not None:
+            birth = self._passenger.introduction(self.session_number, self._via)
+            self._using.publish(self._state_topic, messages.encode(birth), retain=True)
+
+    async def stop(self, reason: str = "stopped") -> None:
+        """Say goodbye on the path in use, and why, and end all sessions cleanly."""
         self._runner.close()
-        for task in self._tasks - self._closing:
+        beginning = self._tasks - self._closing
+        for task in beginning:
             task.cancel()
         if self._using is not None:
-            state = HubState(
-                online=False, epoch=self._epoch, session=self.session_number, ts=unix_ms(), reason="stopped"
-            )
+            state = HubState(online=False, epoch=self._epoch, session=self.session_number, ts=unix_ms(), reason=reason)
             self._using.publish(self._state_topic, messages.encode(state), retain=True)
+            self._using = None
         sessions, self._sessions = list(self._sessions.values()), {}
         await asyncio.gather(*self._closing, *(session.close() for session in sessions))
+        if beginning:
+            await asyncio.wait(beginning)
+        self._runner.close()  # What ended in between may have set its clock again.
 
     def _make_link(self) -> Link:
         settings, kept = self._settings, self._memory.kept
@@ -186,7 +217,8 @@ class Paths:
             self._failed(kind, endpoint, str(exc))
             self._runner.feed(link.SessionEnded(number, str(exc)))
             return
-        client_id = identity.name if carrying else f"{identity.name}.observer"
+        # Of its own for each outbox: two machines with one identity must not end each other's sessions for ever.
+        client_id = f"{identity.name}.{self._epoch}" if carrying else f"{identity.name}.observer-{self._epoch}"
         options = SessionOptions(endpoint, client_id, tls, will, proxy, self._settings.hub.keep_alive_s)
         session = Session(options, lambda event: self._on_session(number, kind, session, event))
         self._sessions[number] = session
@@ -196,16 +228,8 @@ class Paths:
         session = self._sessions[number]
         self._using, self.session_number, self.since_ms = session, self._numbers[number], unix_ms()
         self._unproven = Ranges()
-        birth = HubState(
-            online=True,
-            epoch=self._epoch,
-            session=self.session_number,
-            via=via,
-            mode="continuous",
-            version=self._version,
-            ts=unix_ms(),
-        )
-        session.publish(self._state_topic, messages.encode(birth), retain=True)
+        self._via = via
+        self.introduce_again()
         if via != messages.DIRECT:
             self._memory.remember_network(network.fingerprint())
         log.info("path_taken", via=via, endpoint=session.options.endpoint, session=self.session_number)
@@ -276,6 +300,10 @@ class Paths:
                     if session is self._using and self._is_proof(ack):
                         self._unproven = None
                         self._runner.feed(link.CloudAcknowledged(number))
+                case ("hub", "down", "task"):
+                    self._passenger.task_received(messages.decode(payload, Task))
+                case ("hub", "down", "settings"):
+                    self._passenger.settings_received(messages.decode(payload, DesiredSettings))
                 case ("connector", "state", _):
                     state = messages.decode(payload, ConnectorState)
                     self._runner.feed(link.ConnectorHeard(number, topic.name, state))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 import orjson
 from msgspec import Struct
 
 from broker.clock import unix_ms
+from broker.control import Connection, Mode, Protection, SettingsReport
+from broker.status import Assessment, assess
 from config import limits
 from config.errors import SettingsError
 from config.settings import HubSettings
@@ -57,8 +60,21 @@ class SensorsStatus(Struct, frozen=True):
     failing: list[str]
 
 
+class ModeStatus(Struct, frozen=True):
+    """How the hub keeps contact. While it polls, `contact` is what it is in contact for, or None between two contacts.
+
+    `next_heartbeat` and `next_poll` in Unix milliseconds, None if there is none, or it is under way.
+    """
+
+    kind: Mode = "continuous"
+    polling: bool = False
+    contact: Literal["heartbeat", "poll"] | None = None
+    next_heartbeat: int | None = None
+    next_poll: int | None = None
+
+
 class HubStatus(Struct, frozen=True):
-    """The content of the status file."""
+    """The content of the status file. `tasks` are those that run, `settings` which ones from the cloud are in force."""
 
     hub: str
     site: str
@@ -69,6 +85,10 @@ class HubStatus(Struct, frozen=True):
     session: int
     outbox: OutboxStatus
     sensors: SensorsStatus
+    mode: ModeStatus = ModeStatus()
+    tasks: list[str] = []
+    settings: SettingsReport | None = None
+    protection: Protection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +101,35 @@ class Found:
 
     @property
     def json(self) -> str:
-        """Return the status as one JSON object."""
-        return orjson.dumps({**msgspec.to_builtins(self.status), "running": self.running, "fresh": self.fresh}).decode()
+        """Return the status, and what follows from it, as one JSON object."""
+        content = {**msgspec.to_builtins(self.status), "running": self.running, "fresh": self.fresh}
+        shown = self.assessment
+        return orjson.dumps(
+            {**content, "icon": shown.icon, "text": shown.text, "actions": msgspec.to_builtins(shown.actions)}
+        ).decode()
+
+    @property
+    def assessment(self) -> Assessment:
+        """Return the one icon, the one sentence, and what must be done by whom: as this machine can know it."""
+        status = self.status
+        return assess(
+            self._connection(),
+            status.protection,
+            reason="" if self.running else "stopped cleanly",
+            last_seen_ms=status.ts if not self.running else None,
+        )
+
+    def _connection(self) -> Connection:
+        status = self.status
+        reached = status.path.kind != "none"
+        if not self.running or not self.fresh:
+            return "offline"
+        if status.mode.kind == "roaming":
+            return "roaming" if reached or status.mode.polling else "offline"
+        if status.mode.polling:
+            # Between two contacts nothing is missing; a contact that finds no path is one.
+            return "unreachable-offline" if status.path.failures and not reached else "unreachable-online"
+        return "online" if reached else "offline"
 
 
 def read_status(settings: HubSettings) -> Found:
@@ -108,8 +155,12 @@ def told(found: Found) -> str:
     """Return the status as a few lines for a person, the most important first."""
     status = found.status
     outbox = status.outbox
-    lines = [f"{status.hub} at {status.site}: {_headline(found)}"]
-    lines += _prospects(found) if found.running else []
+    shown = found.assessment
+    lines = [f"{status.hub} at {status.site}: {_headline(found)}", f"  status           [{shown.icon}] {shown.text}"]
+    lines += [f"  to do            {action.who}: {action.text}" for action in shown.actions]
+    if found.running:
+        lines += [f"  mode             {line}" for line in _mode(status.mode)]
+        lines += _prospects(found)
     oldest = "" if outbox.oldest is None else f", the oldest of {_moment(outbox.oldest)}"
     lines.append(f"  waiting          {outbox.pending} messages, {outbox.bytes:,} bytes{oldest}")
     lines.append(
@@ -119,10 +170,32 @@ def told(found: Found) -> str:
         lines.append(f"  given up         {outbox.points_lost:,} points, told in {outbox.gaps} gap records")
     if outbox.refusal is not None:
         lines.append(f"  disk             takes nothing: {outbox.refusal}")
+    if status.settings is not None:
+        told = status.settings
+        why = "" if told.reason is None else f": {told.reason}"
+        lines.append(f"  settings         version {told.version} from the cloud, {told.state}{why}")
+    if status.tasks:
+        lines.append(f"  tasks            {', '.join(status.tasks)}")
     lines.append(f"  sensors          {', '.join(status.sensors.running) or 'none'}")
     if status.sensors.failing:
         lines.append(f"  failing          {', '.join(status.sensors.failing)}")
     return "\n".join(lines)
+
+
+def _mode(mode: ModeStatus) -> list[str]:
+    """Return in which mode the hub is, and when it is heard of next."""
+    what = {
+        "continuous": "continuous: keeps a session",
+        "polling": "polling: keeps no session, and connects for its heartbeats and polls",
+        "roaming": "roaming: log lines wait, no task starts, no setting is taken; end it with: hubline hub roam off",
+    }
+    lines = [what[mode.kind]]
+    if mode.contact is not None:
+        lines.append(f"in contact now, for a {mode.contact}")
+    for name, at in (("heartbeat", mode.next_heartbeat), ("poll", mode.next_poll)):
+        if at is not None:
+            lines.append(f"next {name} at {_moment(at)}")
+    return lines
 
 
 def _prospects(found: Found) -> list[str]:
@@ -173,6 +246,8 @@ def _headline(found: Found) -> str:
             where = f"sends through connector {status.path.connector} ({status.path.endpoint})"
         case "direct":
             where = f"sends to the cloud directly ({status.path.endpoint})"
+        case _ if status.mode.polling and status.mode.contact is None:
+            where = "measures, and keeps everything for its next contact"
         case _:
             where = "has no path; it measures on and keeps everything"
     return f"{where} since {_moment(status.path.since)}"

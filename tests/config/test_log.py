@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -189,3 +189,47 @@ def test_a_stream_that_is_gone_stops_nobody() -> None:
     stream.close()
     log.get("x").error("nobody_hears")
     logging.getLogger("paho").error("nor this")
+
+
+# --- Taps ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tap_sees_what_is_not_shown_and_changes_nothing_of_what_is() -> None:
+    """The hub's collector of log lines has a level of its own."""
+    stream, seen = io.StringIO(), list[Mapping[str, object]]()
+    log.set_up(Log(level="warning"), stream)
+    end = log.tap(seen.append, "info")
+    for write in (log.get("a").debug, log.get("a").info, log.get("a").warning):
+        write("happened", count=1)
+    assert [(line["level"], line["event"], line["count"]) for line in seen] == [
+        ("info", "happened", 1),
+        ("warning", "happened", 1),
+    ]
+    assert [line["level"] for line in lines(stream)] == ["warning"]
+    end()
+    log.get("a").error("happened", count=2)
+    log.get("a").info("happened", count=2)
+    assert len(seen) == 2
+    assert [line["level"] for line in lines(stream)] == ["warning", "error"]
+
+
+def test_several_taps_end_in_any_order() -> None:
+    stream, first, second = io.StringIO(), list[Mapping[str, object]](), list[Mapping[str, object]]()
+    log.set_up(Log(level="error"), stream)
+    end_first, end_second = log.tap(first.append, "debug"), log.tap(second.append, "warning")
+    log.get("a").debug("happened")
+    log.get("a").warning("happened")
+    end_first()
+    log.get("a").info("happened")
+    log.get("a").warning("happened")
+    end_second()
+    log.get("a").error("happened")
+    assert (len(first), len(second), len(lines(stream))) == (2, 2, 1)
+
+
+def test_a_tap_works_before_logging_is_set_up() -> None:
+    seen = list[Mapping[str, object]]()
+    end = log.tap(seen.append, "info")
+    log.get("a").info("happened")
+    end()
+    assert [line["event"] for line in seen] == ["happened"]

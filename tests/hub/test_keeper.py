@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import orjson
@@ -198,3 +198,40 @@ def test_a_file_that_breaks_while_it_is_open_ends_the_keeper(tmp_path: Path) -> 
         await kept.keeper.close()
 
     asyncio.run(run())
+
+
+def test_whoever_asks_is_told_in_which_messages_it_is_once_it_is_on_the_disk(tmp_path: Path) -> None:
+    """A report with settings on trial is known by its number when the cloud acknowledges it."""
+
+    async def tell(kept: Kept, outbox: UnwillingOutbox) -> None:
+        seqs: list[Sequence[int]] = []
+        outbox.refuses = True
+        kept.keeper.append("reported", [Entry(1, b"{}")], {}, seqs.append)
+        await kept.until(lambda: kept.keeper.refusal is not None)
+        assert seqs == []
+        kept.keeper.append("readings", entries(1, 1), {})
+        kept.keeper.append("reported", [Entry(2, b"{}"), Entry(3, b"{}")], {}, seqs.append)
+        outbox.refuses = False
+        await kept.keeper.flushed()
+        assert seqs == [[1], [3, 4]]
+
+    story(tmp_path, tell)
+
+
+def test_beyond_what_memory_holds_readings_go_before_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a next reading, but only one result of a task."""
+    monkeypatch.setattr(limits, "OUTBOX_MEMORY_POINTS", 10)
+
+    async def tell(kept: Kept, outbox: UnwillingOutbox) -> None:
+        outbox.refuses = True
+        kept.keeper.append("results", [Entry(0, b'{"task":1}')], {})
+        for number in range(1, 21):
+            kept.keeper.append("readings", entries(number, 1), {})
+        await kept.until(lambda: kept.keeper.refusal is not None)
+        outbox.refuses = False
+        await kept.keeper.flushed()
+        found = await kept.keeper.call(lambda: outbox.load(range(1, outbox.last_seq + 1)))
+        assert [message.body for message in found if message.kind == "results"] == [b'{"results":[{"task":1}]}']
+        assert kept.keeper.standing.points == 9
+
+    story(tmp_path, tell)

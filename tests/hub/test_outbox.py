@@ -141,12 +141,28 @@ def test_an_entry_that_fits_into_no_message_is_refused_and_nothing_of_its_batch_
     assert (outbox.last_seq, outbox.points_written, outbox.states()) == (0, 0, {})
 
 
-def test_a_kind_that_is_no_list_gets_a_message_for_each_entry(open_outbox: OpenOutbox) -> None:
-    """Results and what a hub reports are whole bodies."""
+@pytest.mark.parametrize("kind", ["reported", "logs"])
+def test_a_kind_that_is_no_list_gets_a_message_for_each_entry(open_outbox: OpenOutbox, kind: str) -> None:
+    """What a hub reports, and its log lines, are whole bodies."""
     outbox = open_outbox()
-    assert outbox.append("results", [Entry(5, b'{"task":1}'), Entry(6, b'{"task":2}')]) == [1, 2]
-    assert outbox.append("results", [Entry(7, b'{"task":3}')]) == [3]
-    assert [message.body for message in outbox.load([1, 2, 3])] == [b'{"task":%d}' % n for n in (1, 2, 3)]
+    assert outbox.append(kind, [Entry(5, b'{"a":1}'), Entry(6, b'{"a":2}')]) == [1, 2]
+    assert outbox.append(kind, [Entry(7, b'{"a":3}')]) == [3]
+    assert [message.body for message in outbox.load([1, 2, 3])] == [b'{"a":%d}' % n for n in (1, 2, 3)]
+
+
+def test_results_share_a_message_until_it_is_handed_out(open_outbox: OpenOutbox) -> None:
+    """A task answers several times; each message costs more than an entry."""
+    outbox = open_outbox()
+    assert outbox.append("results", [Entry(5, b'{"task":1}'), Entry(6, b'{"task":2}')]) == [1]
+    (message,) = outbox.load([1])
+    assert message.body == b'{"results":[{"task":1},{"task":2}]}'
+    assert outbox.append("results", [Entry(7, b'{"task":1}')]) == [2]
+
+
+def test_the_longest_entry_fits_into_a_message_of_every_kind(open_outbox: OpenOutbox) -> None:
+    outbox = open_outbox()
+    for seq, kind in enumerate(("readings", "events", "results", "logs", "reported"), start=1):
+        assert outbox.append(kind, [Entry(1, b"x" * ENTRY_MAX_BYTES)]) == [seq]
 
 
 def test_messages_come_in_the_order_asked_for_and_those_that_are_gone_are_left_out(open_outbox: OpenOutbox) -> None:

@@ -385,3 +385,45 @@ def test_an_entry_of_the_largest_sample_fits_into_a_message() -> None:
     samples, _ = sampling([FakeSensor("a", lambda: largest)], lambda found: bool(points(found)))
     assert isinstance(samples[0].points[0], Entry)
     assert len(samples[0].points[0].body) <= ENTRY_MAX_BYTES
+
+
+# --- Out of turn -----------------------------------------------------------------------------------------------------
+
+
+def test_sensors_can_be_asked_out_of_turn_and_what_they_say_is_stored_as_ever() -> None:
+    """A person at the console wants to see now how the machine is."""
+    stuck = threading.Event()
+    asked: list[int] = []
+    samples: list[Sample] = []
+
+    def count() -> dict[str, int]:
+        asked.append(1)
+        return {"often.count": len(asked)}
+
+    def hang() -> dict[str, int]:
+        stuck.wait(PATIENCE_S)
+        return {"slow.value": 1}
+
+    async def main() -> list[dict[str, Value]]:
+        first = asyncio.Event()
+
+        def deliver(sample: Sample) -> None:
+            samples.append(sample)
+            first.set()
+
+        often, slow = FakeSensor("often", count, interval_s=3600.0), FakeSensor("slow", hang, interval_s=3600.0)
+        sampler = Sampler([often, slow], deliver, merge_s=0.05)
+        before = await sampler.sample_now()
+        task = asyncio.create_task(sampler.run())
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await first.wait()
+                now = await sampler.sample_now()  # The slow one is busy: it is not asked twice at once.
+        finally:
+            stuck.set()
+            task.cancel()
+            await asyncio.wait([task])
+        return [before, now]
+
+    assert asyncio.run(main()) == [{}, {"often.count": 2}]
+    assert [point["often.count"] for point in points(samples) if "often.count" in point] == [1, 2]

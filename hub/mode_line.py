@@ -1,0 +1,275 @@
+"""The hub's line to the cloud: a session that is kept or, in polling mode, one for each contact and none in between.
+
+A contact takes its path by the same rule as everybody (Paths, with their memory), says heartbeat or poll, delivers what
+waits, gives a poll's answers a moment, and leaves with the reason "polling".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import SystemRandom
+from typing import Protocol
+
+import structlog
+
+from broker import messages
+from broker.clock import unix_ms
+from broker.control import DesiredSettings, Heartbeat, Poll, Task
+from broker.machine import Wakeup
+from broker.messages import Ack, HubState
+from broker.process import watched
+from broker.runner import Runner, monotonic_s
+from broker.topics import Topic
+from config import limits
+from config.settings import HubSettings
+from hub.link import Link
+from hub.memory import PathMemory
+from hub.mode import Begin, Contact, Contacts, Ended
+from hub.paths import Passenger, Paths
+
+log = structlog.get_logger(__name__)
+POLLING = "polling"
+STOPPED = "stopped"
+
+
+class Subscriber(Passenger, Protocol):
+    """Whose line it is: the agent."""
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether something is going on whose result the cloud waits for."""
+        ...
+
+    @property
+    def settings_hash(self) -> str:
+        """Return the name of the settings from the cloud that are in force."""
+        ...
+
+    async def delivered(self) -> None:
+        """Wait until the cloud has acknowledged all that was measured until now."""
+        ...
+
+
+class Line:
+    """The line of one hub; `run` holds it. It travels on the paths in its subscriber's place, and passes all on to it."""
+
+    def __init__(
+        self,
+        settings: HubSettings,
+        memory: PathMemory,
+        epoch: str,
+        next_session: Callable[[], Awaitable[int]],
+        subscriber: Subscriber,
+        *,
+        continuous: bool,
+    ):
+        self.continuous = continuous
+        self._settings, self._memory, self._epoch = settings, memory, epoch
+        self._next_session, self._subscriber = next_session, subscriber
+        self._paths: Paths | None = None
+        self._contacts: Contacts | None = None
+        self._runner: Runner[Ended, Begin] | None = None
+        self._contact_task: asyncio.Task[None] | None = None
+        self._last_session = 0
+        self._closed_ms = unix_ms()
+        self._farewell = POLLING
+        self._turned = asyncio.Event()  # The hub is to be in the other mode.
+        self._news = asyncio.Event()  # Something came, or the path has changed.
+        self._heard_at = 0.0
+
+    @property
+    def link(self) -> Link | None:
+        """Return what decides about the path, or None between two contacts."""
+        return None if self._paths is None else self._paths.link
+
+    @property
+    def session_number(self) -> int:
+        """Return the number of the session that is in use, or was last."""
+        return (self._paths.session_number if self._paths is not None else 0) or self._last_session
+
+    @property
+    def since_ms(self) -> int:
+        """Return since when the path is what it is, in Unix milliseconds."""
+        return self._closed_ms if self._paths is None else self._paths.since_ms
+
+    @property
+    def contact(self) -> Contact | None:
+        """Return what the hub is in contact for, in polling mode."""
+        return None if self.continuous or self._contacts is None else self._contacts.under_way
+
+    def due_at(self, contact: Contact) -> float | None:
+        """Return when the next contact of a kind comes (monotonic), or None."""
+        return None if self._contacts is None else self._contacts.due_at(contact)
+
+    async def run(self) -> None:
+        """Hold the line until cancelled; then say goodbye, if there is somebody to say it to."""
+        while True:
+            self._turned.clear()
+            heartbeats = self._settings.mode.heartbeat == "all" or (
+                self._settings.mode.heartbeat == "unreachable" and not self.continuous
+            )
+            contacts = self._contacts = Contacts(
+                self._settings.mode.heartbeat_min * 60.0 if heartbeats else None,
+                None if self.continuous else self._settings.mode.poll_min * 60.0,
+                random=SystemRandom(),
+                started_at=monotonic_s(),
+            )
+            runner = self._runner = Runner(contacts, self._beat if self.continuous else self._begin)
+            try:
+                if self.continuous:
+                    self._open()
+                runner.feed(Wakeup())
+                await self._turned.wait()
+            except asyncio.CancelledError:
+                self._farewell = STOPPED
+                raise
+            finally:
+                runner.close()
+                self._runner = None  # Nobody feeds it any more, which would set its clock again.
+                await self._end_contact()
+                await self._close()
+
+    def set_continuous(self, continuous: bool) -> None:
+        """Keep a session from now on, or keep none."""
+        if continuous != self.continuous:
+            self.continuous = continuous
+            self._turned.set()
+
+    def publish(self, topic: str, payload: bytes, seq: int) -> bool:
+        """Send a sequenced message, and tell whether it was taken."""
+        return self._paths is not None and self._paths.publish(topic, payload, seq)
+
+    def introduce_again(self) -> None:
+        """Publish the birth once more, since what it says has changed."""
+        if self._paths is not None:
+            self._paths.introduce_again()
+
+    # --- Sessions ------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._paths = Paths(self._settings, self._memory, self._epoch, self._next_session, self)
+        self._paths.start()
+
+    async def _close(self) -> None:
+        paths = self._paths
+        if paths is None:
+            return
+        await paths.stop(self._farewell)
+        self._last_session = self.session_number
+        self._paths, self._closed_ms = None, unix_ms()
+        self._subscriber.path_closed()
+        self._subscriber.path_changed()
+
+    def _beat(self, begin: Begin) -> None:
+        """Send the heartbeat of a hub that keeps its session."""
+        runner, reached = self._runner, self._say(begin.contact)
+        assert runner is not None
+        asyncio.get_running_loop().call_soon(self._ended, runner, begin.contact, reached)
+
+    def _say(self, contact: Contact) -> bool:
+        assert self._paths is not None
+        identity, session = self._settings.identity, self._paths.session_number
+        if contact is Contact.HEARTBEAT:
+            topic = Topic.heartbeat(identity.fleet, identity.site, identity.name)
+            return self._paths.tell(str(topic), messages.encode(Heartbeat(self._epoch, session, unix_ms())))
+        topic = Topic.poll(identity.fleet, identity.site, identity.name)
+        poll = Poll(self._epoch, session, unix_ms(), self._subscriber.settings_hash)
+        return self._paths.tell(str(topic), messages.encode(poll))
+
+    def _ended(self, runner: Runner[Ended, Begin], contact: Contact, reached: bool) -> None:
+        if runner is self._runner and not self._turned.is_set():
+            runner.feed(Ended(contact, reached))
+
+    # --- Contacts ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, begin: Begin) -> None:
+        self._contact_task = watched(asyncio.create_task(self._make_contact(begin.contact), name="contact"))
+
+    async def _end_contact(self) -> None:
+        task, self._contact_task = self._contact_task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _make_contact(self, contact: Contact) -> None:
+        reached, runner = False, self._runner
+        assert runner is not None
+        try:
+            self._open()
+            async with asyncio.timeout(limits.CONTACT_MAX_S):
+                reached = await self._reach(contact)
+                if reached:
+                    await self._exchange(contact)
+        except TimeoutError:
+            log.info("contact_cut_short", contact=contact.value)  # What is left goes out with the next one.
+        await self._close()  # Not so if we are cancelled: then the run closes the line, which has a reason of its own.
+        self._contact_task = None
+        if reached:
+            log.info("contact_made", contact=contact.value)
+        else:
+            log.warning("contact_failed", contact=contact.value)
+        self._ended(runner, contact, reached)
+        self._subscriber.path_changed()
+
+    async def _reach(self, contact: Contact) -> bool:
+        """Wait for a path, and speak. The bound lets the grace pass after which the cloud is tried directly."""
+        failover = self._settings.failover
+        bound_s = max(failover.start_grace_s, failover.away_grace_s) + limits.CONTACT_PATH_S
+        try:
+            async with asyncio.timeout(bound_s):
+                while not (self._paths is not None and self._paths.is_open):
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            return False
+        return self._say(contact)
+
+    async def _exchange(self, contact: Contact) -> None:
+        """Deliver what waits; after a poll, first give its answers a moment, and what they started the time it needs."""
+        if contact is Contact.POLL:
+            self._heard_at = monotonic_s()
+            while (left_s := self._heard_at + limits.CONTACT_ANSWER_S - monotonic_s()) > 0 or self._subscriber.busy:
+                self._news.clear()
+                try:
+                    await asyncio.wait_for(self._news.wait(), max(left_s, 1.0))
+                except TimeoutError:
+                    pass
+        await self._subscriber.delivered()
+
+    # --- On the paths (Passenger) --------------------------------------------------------------------------------------
+
+    def introduction(self, session: int, via: str) -> HubState:
+        """Return the birth."""
+        return self._subscriber.introduction(session, via)
+
+    def path_opened(self) -> None:
+        """Take note that somebody listens."""
+        self._news.set()
+        self._subscriber.path_opened()
+
+    def path_closed(self) -> None:
+        """Pass on that nobody listens."""
+        self._subscriber.path_closed()
+
+    def acknowledged(self, ack: Ack) -> None:
+        """Pass an acknowledgement on."""
+        self._subscriber.acknowledged(ack)
+
+    def task_received(self, task: Task) -> None:
+        """Pass a task on; more may follow."""
+        self._heard()
+        self._subscriber.task_received(task)
+
+    def settings_received(self, settings: DesiredSettings) -> None:
+        """Pass settings on; more may follow."""
+        self._heard()
+        self._subscriber.settings_received(settings)
+
+    def path_changed(self) -> None:
+        """Pass the news on."""
+        self._subscriber.path_changed()
+
+    def _heard(self) -> None:
+        self._heard_at = monotonic_s()
+        self._news.set()
