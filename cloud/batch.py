@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from msgspec import Struct
 
-from broker.messages import ConnectorState, Events, HubState, Last
-from cloud.envelopes import PlainReadings
+from broker.control import Logs, Reported, Results
+from broker.messages import ConnectorState, HubState, Last
+from cloud.envelopes import Decoded
 
 
 class Stream(NamedTuple):
@@ -19,11 +20,10 @@ class Stream(NamedTuple):
     epoch: str
 
 
-Body: TypeAlias = PlainReadings | Events | None
-
-
 class Message(Struct, frozen=True, gc=False):
     """A message that the contract allows. `body` is None for a kind that this version does not know.
+
+    `skew_ms` is how far its hub's clock was ahead, as far as that could be told: `ts - skew_ms` is a time by our clock.
 
     A Struct, because one is made for every message, and a frozen dataclass costs ten times as much to make.
     """
@@ -34,7 +34,8 @@ class Message(Struct, frozen=True, gc=False):
     sent_ms: int
     received_ms: int
     payload: bytes
-    body: Body
+    body: Decoded
+    skew_ms: int = 0
 
     @property
     def key(self) -> tuple[Stream, int]:
@@ -59,12 +60,13 @@ class RefusedMessage:
 
 @dataclass(frozen=True, slots=True)
 class HubStateSeen:
-    """What a hub, or its last will, said of itself."""
+    """What a hub, or its last will, said of itself. `retained`: it was waiting at the broker when we subscribed."""
 
     site: str
     hub_id: str
     state: HubState
     received_ms: int
+    retained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class ConnectorStateSeen:
     connector_id: str
     state: ConnectorState
     received_ms: int
+    retained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,15 @@ class NewestValue:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """What a hub answers or tells of itself, stored for the first time."""
+
+    site: str
+    hub_id: str
+    body: Results | Reported | Logs
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What a transaction has added to the database."""
 
@@ -107,3 +119,4 @@ class Outcome:
     duplicates: int = 0
     quarantined: int = 0
     newest: tuple[NewestValue, ...] = ()
+    answers: tuple[Answered, ...] = ()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
 from broker.clock import unix_ms
 from broker.runner import monotonic_s
 from cloud.batch import Batch, NewestValue, Outcome
 from cloud.queries import Archive
+from cloud.schema import reader_engine
 from cloud.store import Store, Totals
 from config import limits, log
 from config.errors import SettingsError, StorageError
@@ -31,6 +36,8 @@ class Database:
         self._file: Final = file
         self._store: Final = Store(file, fleet)
         self._thread: Final = ThreadPoolExecutor(1, "database")
+        self._readers: Final = ThreadPoolExecutor(1, "database-reader")
+        self._reader: Engine | None = None
         self._loop: Final = asyncio.get_running_loop()
         self._totals: Totals | None = None
         self._failing_since: float | None = None
@@ -59,6 +66,23 @@ class Database:
             return None
         self._note_success()
         return outcome
+
+    async def change(self, work: Callable[[Connection], T]) -> T:
+        """Do something in one transaction, in order with the commits.
+
+        Raises StorageError, or whatever `work` raises, and then nothing of it is done.
+        """
+        try:
+            outcome = await self._in_thread(lambda: self._changed(work))
+        except StorageError as exc:
+            self._note_failure(exc.reason)
+            raise
+        self._note_success()
+        return outcome
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Read in one short transaction, beside whatever is being written. Raises StorageError."""
+        return await self._loop.run_in_executor(self._readers, self._reading, work)
 
     async def prune(self, retention: Retention) -> int:
         """Delete some of what is too old and return how many rows; 0 also if the database refuses for now."""
@@ -90,6 +114,9 @@ class Database:
         except TimeoutError:
             _log.warning("database_not_closed", file=str(self._file))
         self._thread.shutdown(wait=False)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        if self._reader is not None:
+            self._reader.dispose()
 
     # --- In the thread ----------------------------------------------------------------------------------------------
 
@@ -103,6 +130,22 @@ class Database:
         outcome = self._store.commit(batch)
         self._totals = before.with_outcome(outcome)
         return outcome
+
+    def _changed(self, work: Callable[[Connection], T]) -> T:
+        try:
+            self._open()
+        except SettingsError as exc:  # Not what was asked for is wrong, but the database.
+            raise StorageError(self._file, exc.problem) from exc
+        return self._store.change(work)
+
+    def _reading(self, work: Callable[[Connection], T]) -> T:
+        try:
+            if self._reader is None:
+                self._reader = reader_engine(self._file)
+            with self._reader.connect() as connection, connection.begin():
+                return work(connection)
+        except (DBAPIError, sqlite3.Error) as exc:
+            raise StorageError(self._file, str(exc)) from exc
 
     # --- In the event loop ------------------------------------------------------------------------------------------
 

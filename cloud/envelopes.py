@@ -1,7 +1,7 @@
-"""Reads the sequenced messages of hubs. `broker.messages` decides what the contract allows; this only says yes faster.
+"""Reads the sequenced messages of hubs. `broker.messages` and `broker.control` decide what the contract allows.
 
-Readings, nearly everything that comes, are decoded in one pass, and the names of values are looked up instead of
-matched one by one: a third of the time. What the fast way does not accept at once is judged by `broker.messages`.
+This only says yes faster: readings, nearly everything that comes, are decoded in one pass, and the names of values are
+looked up instead of matched one by one: a third of the time. What the fast way does not accept at once is judged by them.
 These structs hold no cycles, so the garbage collector is told to leave thousands of waiting ones alone (`gc=False`).
 """
 
@@ -12,7 +12,8 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from broker.messages import Envelope, Epoch, Events, Readings, Seq, UnixMs, ValueName, ValueText, decode, decode_body
+from broker.control import Logs, Reported, Results, decode_body
+from broker.messages import Envelope, Epoch, Events, Readings, Seq, UnixMs, ValueName, ValueText, decode
 from config import limits
 from config.errors import ProtocolError
 
@@ -42,7 +43,8 @@ class ReadingsEnvelope(Struct, frozen=True, gc=False):
     body: PlainReadings
 
 
-Decoded: TypeAlias = PlainReadings | Events | None
+Decoded: TypeAlias = PlainReadings | Events | Results | Reported | Logs | None
+"""A body; None for a kind that this version does not know."""
 
 
 class RefusedBodyError(ProtocolError):

@@ -14,7 +14,10 @@ from itertools import islice
 from random import Random
 from typing import Final, TypeAlias
 
+from msgspec import Struct
+
 from broker.backoff import Backoff
+from broker.control import Heartbeat, Poll
 from broker.machine import Wakeup
 from broker.messages import Ack, ConnectorState, HubState, Last, decode
 from broker.ranges import ranges_of
@@ -30,6 +33,7 @@ from cloud.batch import (
     Stream,
 )
 from cloud.envelopes import EnvelopeReader, RefusedBodyError
+from cloud.skew import SkewMeter
 from config import limits
 from config.errors import ProtocolError
 
@@ -46,13 +50,13 @@ class Disconnected:
     """The session has ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A message has come from the broker. `received_ms` is the cloud's wall clock."""
+class Arrived(Struct, frozen=True, gc=False):
+    """A message has come from the broker. `received_ms` is the cloud's wall clock. A Struct for the same reason as `Message`."""
 
     topic: str
     payload: bytes
     received_ms: int
+    retained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,17 @@ class PublishLast:
     last: Last
 
 
-Command: TypeAlias = Store | Acknowledge | PublishLast
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A hub gave a life sign or asked for what waits for it; nothing of it is stored. `received_ms` as in `Arrived`."""
+
+    site: str
+    hub_id: str
+    signal: Heartbeat | Poll
+    received_ms: int
+
+
+Command: TypeAlias = Store | Acknowledge | PublishLast | Heard
 
 
 @dataclass(slots=True)
@@ -127,7 +141,9 @@ class Ingest:
         self.counts: Final = Counts()
         self._fleet: Final = fleet
         self._reader: Final = EnvelopeReader()
+        self._skew: Final = SkewMeter()
         self._parse: Final = lru_cache(limits.TOPICS_REMEMBERED)(Topic.parse)
+        self._ack_topic: Final = lru_cache(limits.TOPICS_REMEMBERED)(self._make_ack_topic)
         self._connected = False
         self._stopping = False
         self._waiting: deque[Message | RefusedMessage] = deque()
@@ -159,9 +175,9 @@ class Ingest:
         match event:
             case Arrived() if self._stopping:
                 pass  # Not acknowledged, so it comes again after the start.
-            case Arrived(topic, payload, received_ms):
+            case Arrived(topic, payload, received_ms, retained):
                 self.counts.arrived += 1
-                self._take(topic, payload, received_ms)
+                commands += self._take(topic, payload, received_ms, retained)
             case Stored(outcome):
                 commands = self._committed(outcome)
             case StoreFailed():
@@ -190,7 +206,7 @@ class Ingest:
 
     # --- What arrives -----------------------------------------------------------------------------------------------
 
-    def _take(self, text: str, payload: bytes, received_ms: int) -> None:
+    def _take(self, text: str, payload: bytes, received_ms: int, retained: bool) -> list[Command]:
         try:
             topic = self._parse(text)
             if topic.fleet != self._fleet:
@@ -200,14 +216,19 @@ class Ingest:
                     self._take_message(topic, text, payload, received_ms)
                 case "state" if topic.owner == "hub":
                     hub_state = decode(payload, HubState)
-                    self._take_state(HubStateSeen(topic.site, topic.name, hub_state, received_ms))
+                    self._take_state(HubStateSeen(topic.site, topic.name, hub_state, received_ms, retained))
                 case "state":
                     connector_state = decode(payload, ConnectorState)
-                    self._take_state(ConnectorStateSeen(topic.site, topic.name, connector_state, received_ms))
+                    self._take_state(ConnectorStateSeen(topic.site, topic.name, connector_state, received_ms, retained))
+                case "heartbeat":
+                    return [Heard(topic.site, topic.name, decode(payload, Heartbeat), received_ms)]
+                case "poll":
+                    return [Heard(topic.site, topic.name, decode(payload, Poll), received_ms)]
                 case channel:
                     raise ProtocolError(f"the cloud has not asked for {channel}")
         except ProtocolError as exc:
             self._refuse(text, exc.reason, payload, received_ms)
+        return []
 
     def _take_message(self, topic: Topic, text: str, payload: bytes, received_ms: int) -> None:
         assert topic.leaf is not None
@@ -217,7 +238,9 @@ class Ingest:
             place = (Stream(topic.site, topic.name, exc.envelope.epoch), exc.envelope.seq)
             self._refuse(text, exc.reason, payload, received_ms, place)
             return
-        message = Message(Stream(topic.site, topic.name, epoch), seq, topic.leaf, sent_ms, received_ms, payload, body)
+        stream = Stream(topic.site, topic.name, epoch)
+        skew_ms = self._skew.measure(stream, sent_ms, received_ms)
+        message = Message(stream, seq, topic.leaf, sent_ms, received_ms, payload, body, skew_ms)
         if self._admit(message.key, len(payload)):
             self._waiting.append(message)
             self.counts.unknown += topic.leaf not in UP_KINDS
@@ -273,7 +296,9 @@ class Ingest:
         return [Store(self._in_flight)]
 
     def _next_batch(self) -> Batch:
-        messages, refused, size_bytes = list[Message](), list[RefusedMessage](), 0
+        messages: list[Message] = []
+        refused: list[RefusedMessage] = []
+        size_bytes = 0
         while self._waiting and len(messages) + len(refused) < limits.INGEST_BATCH_MESSAGES:
             item = self._waiting[0]
             if size_bytes and size_bytes + len(item.payload) > limits.INGEST_BATCH_BYTES:
@@ -286,15 +311,17 @@ class Ingest:
                 refused.append(item)
                 self._unreadable -= item.place is None
         self._waiting_bytes -= size_bytes
-        states = [self._states.popleft() for _ in range(min(len(self._states), limits.INGEST_BATCH_MESSAGES))]
-        copies, self._copies = tuple(self._copies.items()), Counter()
-        return Batch(
-            tuple(messages),
-            tuple(refused),
-            tuple(state for state in states if isinstance(state, HubStateSeen)),
-            tuple(state for state in states if isinstance(state, ConnectorStateSeen)),
-            copies,
-        )
+        hub_states: list[HubStateSeen] = []
+        connector_states: list[ConnectorStateSeen] = []
+        while self._states and len(hub_states) + len(connector_states) < limits.INGEST_BATCH_MESSAGES:
+            state = self._states.popleft()
+            if isinstance(state, HubStateSeen):
+                hub_states.append(state)
+            else:
+                connector_states.append(state)
+        copies = tuple(self._copies.items())
+        self._copies.clear()
+        return Batch(tuple(messages), tuple(refused), tuple(hub_states), tuple(connector_states), copies)
 
     def _committed(self, outcome: Outcome) -> list[Command]:
         batch, self._in_flight = self._in_flight, None
@@ -315,12 +342,15 @@ class Ingest:
         return [command for stream, of_stream in seqs.items() for command in self._acknowledge(stream, of_stream)]
 
     def _acknowledge(self, stream: Stream, seqs: list[int]) -> list[Command]:
-        topic = str(Topic.down(self._fleet, stream.site, stream.hub_id, "ack"))
+        topic = self._ack_topic(stream.site, stream.hub_id)
         ranges = ranges_of(seqs)
         step = limits.ACK_RANGES_MAX
         return [
             Acknowledge(topic, Ack(stream.epoch, ranges[start : start + step])) for start in range(0, len(ranges), step)
         ]
+
+    def _make_ack_topic(self, site: str, hub_id: str) -> str:
+        return str(Topic.down(self._fleet, site, hub_id, "ack"))
 
     # --- Newest values ----------------------------------------------------------------------------------------------
 

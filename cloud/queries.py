@@ -64,13 +64,14 @@ class StreamAudit:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One value of one sensor, as the hub sent it."""
+    """One value of one sensor, as the hub sent it. `ts` is by the cloud's clock: by the hub's it was `ts + skew_ms`."""
 
     ts: int
     sensor: str
     value: Value
     epoch: str
     seq: int
+    skew_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ class Archive:
         raise SettingsError(f"this hub is not in the database{meant}", key="HUB", value=name)
 
     def readings(self, key: HubKey, *, sensor: str | None = None, since_ms: int = 0) -> Iterator[Reading]:
-        """Return what a hub measured since then by its clock, outbox after outbox, message by message in order of time.
+        """Return what a hub measured since then by the cloud's clock, outbox after outbox, message by message in order of time.
 
         `sensor` is the name of a value, or what comes before a dot in it: "cpu" stands for "cpu.percent" too.
         """
@@ -211,18 +212,20 @@ class Archive:
             numbers = connection.scalars(streams).all()
             newest_no = connection.scalar(select(func.max(MESSAGES.c.message_no))) or 0
         for stream_no in numbers:
-            for kind, payload in self._messages_since(stream_no, newest_no, since_ms):
+            for kind, payload, skew_ms in self._messages_since(stream_no, newest_no, since_ms):
                 epoch, seq, _, body = self._reader.read(kind, payload)
                 assert isinstance(body, PlainReadings)
                 for point in body.points:
-                    if point.ts < since_ms:
+                    ts = max(0, point.ts - skew_ms)
+                    if ts < since_ms:
                         continue
                     for name, value in point.values.items():
                         if sensor is None or name == sensor or name.startswith(f"{sensor}."):
-                            yield Reading(point.ts, name, value, epoch, seq)
+                            yield Reading(ts, name, value, epoch, seq, skew_ms)
 
-    def _messages_since(self, stream_no: int, newest_no: int, since_ms: int) -> Iterator[tuple[str, bytes]]:
-        columns = (MESSAGES.c.message_no, MESSAGES.c.last_ts, MESSAGES.c.kind, MESSAGES.c.codec, MESSAGES.c.payload)
+    def _messages_since(self, stream_no: int, newest_no: int, since_ms: int) -> Iterator[tuple[str, bytes, int]]:
+        names = ("message_no", "last_ts", "kind", "codec", "payload", "skew_ms")
+        columns = [MESSAGES.c[name] for name in names]
         place = tuple_(MESSAGES.c.last_ts, MESSAGES.c.message_no)
         query = (
             select(*columns)
@@ -236,7 +239,7 @@ class Archive:
         after = (since_ms, 0)
         while page := self._page(query.where(place > after)):
             for row in page:
-                yield row.kind, self._codec.unpack(row.codec, row.payload)
+                yield row.kind, self._codec.unpack(row.codec, row.payload), row.skew_ms or 0
             after = (page[-1].last_ts, page[-1].message_no)
 
     # --- Newest values ----------------------------------------------------------------------------------------------

@@ -44,7 +44,10 @@ def json_lines(readings: Iterable[Reading]) -> Iterator[bytes]:
     """Return one JSON object a line."""
     for reading in readings:
         fields = {"ts": reading.ts, "time": _time(reading.ts), "sensor": reading.sensor, "value": reading.value}
-        yield orjson.dumps({**fields, "epoch": reading.epoch, "seq": reading.seq}, option=orjson.OPT_APPEND_NEWLINE)
+        fields |= {"epoch": reading.epoch, "seq": reading.seq}
+        if reading.skew_ms:
+            fields["hub_ts"] = reading.ts + reading.skew_ms
+        yield orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def csv_lines(readings: Iterable[Reading]) -> Iterator[bytes]:

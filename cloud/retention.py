@@ -12,6 +12,7 @@ from typing import Final
 
 from sqlalchemy import Connection, Table, bindparam, delete, func, select, tuple_, update
 
+from cloud.log_records import prune_logs
 from cloud.rollups import BUCKET_MS, BUCKETS_PER_HOUR
 from cloud.schema import MESSAGES, ROLLUP_1H, ROLLUP_5MIN, STREAMS
 from cloud.statements import Prepared
@@ -64,7 +65,7 @@ def prune(connection: Connection, retention: Retention, now_ms: int) -> int:
     ):
         oldest = (now_ms - int(days * _DAY_MS)) // width_ms
         deleted += statement.run(connection, oldest, limits.RETENTION_BATCH, 0)
-    return deleted
+    return deleted + prune_logs(connection, now_ms - int(retention.logs_days * _DAY_MS))
 
 
 def _kinds(connection: Connection) -> Iterator[str]:

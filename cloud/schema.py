@@ -31,6 +31,7 @@ from sqlalchemy import (
     insert,
     select,
     text,
+    update,
 )
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
@@ -38,7 +39,10 @@ from sqlalchemy.pool import StaticPool
 from config import limits
 from config.errors import SettingsError, StorageError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""2 has added the tables of `cloud.fleet_schema` and `messages.skew_ms`; nothing that 1 had was changed."""
+
+_GROWS_FROM: Final = 1
 
 SCHEMA: Final = MetaData()
 
@@ -121,8 +125,10 @@ MESSAGES: Final = Table(
     Column("last_ts", BigInteger),
     Column("codec", SmallInteger, nullable=False),
     Column("payload", LargeBinary, nullable=False),
+    Column("skew_ms", BigInteger),
     UniqueConstraint("stream_no", "seq"),
 )
+"""`first_ts` and `last_ts` are by the cloud's clock; `skew_ms` is by how much the hub's, as in the payload, is ahead of it."""
 Index("messages_by_age", MESSAGES.c.kind, MESSAGES.c.received_ms)
 Index(
     "readings_by_time",
@@ -251,9 +257,17 @@ def _begin(connection: Connection) -> None:
 
 
 def prepare(connection: Connection, file: Path, fleet: str) -> None:
-    """Create the tables in an empty database, or check that this one is ours. Raises SettingsError if it is not."""
-    found = written_by(connection, file)
-    if found is None:
+    """Create the tables in an empty database or an older one, or check that this one is ours. Raises SettingsError if not."""
+    from cloud import fleet_schema  # It adds its tables to SCHEMA, and needs SCHEMA for that.
+
+    assert fleet_schema.PRESENCE.metadata is SCHEMA
+    found = written_by(connection, file, oldest=_GROWS_FROM)
+    if found is not None and found == fleet:
+        SCHEMA.create_all(connection)
+        if "skew_ms" not in {row.name for row in connection.execute(text("PRAGMA table_info(messages)"))}:
+            connection.execute(text("ALTER TABLE messages ADD COLUMN skew_ms BIGINT"))
+        connection.execute(update(META).where(META.c.name == "schema_version").values(value=str(SCHEMA_VERSION)))
+    elif found is None:
         SCHEMA.create_all(connection)
         rows = [{"name": "schema_version", "value": str(SCHEMA_VERSION)}, {"name": "fleet", "value": fleet}]
         connection.execute(insert(META), rows)
@@ -261,7 +275,7 @@ def prepare(connection: Connection, file: Path, fleet: str) -> None:
         raise SettingsError(f"holds the fleet {found}, not {fleet}: give every fleet its own database", file=file)
 
 
-def written_by(connection: Connection, file: Path) -> str | None:
+def written_by(connection: Connection, file: Path, *, oldest: int = SCHEMA_VERSION) -> str | None:
     """Return the fleet whose database this is, or None if it is empty. Raises SettingsError if it isn't one of ours."""
     tables = select(func.count()).select_from(text("sqlite_master"))
     if connection.scalar(tables) == 0:
@@ -272,7 +286,7 @@ def written_by(connection: Connection, file: Path) -> str | None:
         version, fleet = int(meta["schema_version"]), str(meta["fleet"])
     except (DBAPIError, KeyError, ValueError) as exc:
         raise SettingsError("is a database, but not one of Hubline's cloud", file=file) from exc
-    if version != SCHEMA_VERSION:
+    if not oldest <= version <= SCHEMA_VERSION:
         age = "a newer" if version > SCHEMA_VERSION else "an older"
         problem = f"was written by {age} Hubline: its schema is {version}, this one knows {SCHEMA_VERSION}"
         raise SettingsError(problem, file=file)

@@ -17,6 +17,7 @@ from broker.process import StatusFile
 from broker.runner import Runner, monotonic_s
 from broker.tls import client_context
 from broker.topics import connector_filter, hub_filter
+from cloud.api_server import ApiServer
 from cloud.batch import Batch
 from cloud.database import Database
 from cloud.ingest import (
@@ -26,6 +27,7 @@ from cloud.ingest import (
     Connected,
     Disconnected,
     Event,
+    Heard,
     Ingest,
     NewestRead,
     PublishLast,
@@ -34,7 +36,10 @@ from cloud.ingest import (
     Stored,
     StoreFailed,
 )
+from cloud.operations import Operations
 from cloud.schema import database_file
+from cloud.service_desk import ServiceDesk
+from cloud.tokens import Tokens, first_tokens
 from config import limits, log
 from config.errors import SettingsError
 from config.principal import CLOUD_SITE, server_name
@@ -46,6 +51,9 @@ UP_QOS: Final = 0
 """What hubs send is repeated until it is acknowledged end to end: another acknowledgement on this hop would only cost."""
 
 STATE_QOS: Final = 1
+
+TOKENS_FILE: Final = "tokens.json"
+"""In the cloud's bundle, beside its certificate: the first token of the API."""
 
 
 class Service:
@@ -65,6 +73,8 @@ class Service:
         self._ingest: Final = Ingest(identity.fleet, SystemRandom())
         self._runner: Final[Runner[Event, Command]] = Runner(self._ingest, self._execute)
         self._status: Final = StatusFile(data_dir / "status.json", self._describe)
+        self._operations: Final = Operations(settings, self._database, self._publish)
+        self._api: ApiServer | None = None
         self._idle: Final = asyncio.Event()
         self._session: Session | None = None
         self._opened_at: float | None = None
@@ -79,13 +89,20 @@ class Service:
         """Store and acknowledge until `stop` is set; then commit what has come, acknowledge it, and disconnect."""
         try:
             await self._database.open()
+            if self.settings.api.enabled:
+                self._api = self._make_api()
             _log.info("cloud_started", cloud=self.settings.identity.name, messages=self._database.totals.messages)
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                for work in (self._connect(), self._prune(), self._status.keep()):
+                for work in (self._operations.run(), self._connect(), self._prune(), self._status.keep()):
                     self._start(work)
+                if self._api is not None:
+                    self._start(self._api.run())
                 await stop.wait()
+                if self._api is not None:
+                    self._api.close()
                 await self._drain()
+                await self._operations.close()
                 for task in list(self._running):
                     task.cancel()
         finally:
@@ -117,6 +134,8 @@ class Service:
 
     async def _commit(self, batch: Batch) -> None:
         outcome = await self._database.commit(batch)
+        if outcome is not None:
+            self._operations.committed(batch, outcome)
         self._runner.feed(StoreFailed() if outcome is None else Stored(outcome))
         if self._ingest.idle:
             self._idle.set()
@@ -135,9 +154,20 @@ class Service:
             case Store(batch):
                 self._start(self._commit(batch))
             case Acknowledge(topic, ack):
-                self._publish(topic, encode(ack), retain=False)
+                self._publish(topic, encode(ack), 0, False)
             case PublishLast(topic, last):
-                self._publish(topic, encode(last), retain=True)
+                self._publish(topic, encode(last), 0, True)
+            case Heard():
+                self._operations.heard(command)
+
+    # --- The API ----------------------------------------------------------------------------------------------------
+
+    def _make_api(self) -> ApiServer:
+        from cloud.api import create_app  # FastAPI takes a while, and memory: only where it is wanted.
+
+        desk = ServiceDesk(self._operations, self._database, self._describe)
+        tokens = Tokens(first_tokens(self.settings.identity.cert.parent / TOKENS_FILE))
+        return ApiServer(create_app(desk, tokens, self.settings), self.settings.api)
 
     # --- The broker -------------------------------------------------------------------------------------------------
 
@@ -154,6 +184,7 @@ class Service:
             self._reason = reason
             write("broker_unreachable", endpoint=self.settings.cloud.broker, reason=reason, failures=self._failures)
             self._runner.feed(Disconnected())
+            self._operations.disconnected()
             self._status.changed()
             await asyncio.sleep(backoff.next_s())
 
@@ -175,8 +206,8 @@ class Service:
 
     def _on_session(self, event: client.SessionEvent, ended: asyncio.Future[str]) -> None:
         match event:
-            case client.Received(topic, payload, _):
-                self._runner.feed(Arrived(topic, payload, unix_ms()))
+            case client.Received(topic, payload, retained):
+                self._runner.feed(Arrived(topic, payload, unix_ms(), retained))
             case client.Opened():
                 self._on_opened()
             case client.Refused(reason) | client.Lost(reason, _):
@@ -193,18 +224,21 @@ class Service:
         self._session.subscribe(
             [
                 (hub_filter(fleet, "+", "+", "up"), UP_QOS),
+                (hub_filter(fleet, "+", "+", "heartbeat"), STATE_QOS),
+                (hub_filter(fleet, "+", "+", "poll"), STATE_QOS),
                 (hub_filter(fleet, "+", "+", "state"), STATE_QOS),
                 (connector_filter(fleet, "+"), STATE_QOS),
             ]
         )
         self._runner.feed(Connected())
+        self._operations.connected()
         if not self._stopping:  # A broker that was restarted has forgotten its retained messages.
             self._start(self._database.newest(lambda page: self._runner.feed(NewestRead(page))))
         self._status.changed()
 
-    def _publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
+    def _publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> None:
         if self._session is not None:
-            self._session.publish(topic, payload, qos=0, retain=retain)
+            self._session.publish(topic, payload, qos=qos, retain=retain)
 
     # --- Status -----------------------------------------------------------------------------------------------------
 

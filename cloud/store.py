@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import ENOENT
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -27,6 +27,8 @@ from cloud.writing import Writing
 from config import limits
 from config.files import inode_of
 from config.settings import Retention
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,11 @@ class Store:
         """
         with self._transaction() as connection:
             return Writing(connection, self._codec, batch).write()
+
+    def change(self, work: Callable[[Connection], T]) -> T:
+        """Do something in one transaction, durably and as a whole. Raises StorageError, and then nothing of it is done."""
+        with self._transaction() as connection:
+            return work(connection)
 
     def prune(self, retention: Retention, now_ms: int) -> int:
         """Delete some of what is too old and return how many rows; 0 when nothing is left to do. Raises StorageError."""

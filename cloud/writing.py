@@ -12,16 +12,20 @@ from typing import Final
 from sqlalchemy import Connection, bindparam, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
+from broker.control import Logs, Reported, Results
 from broker.messages import Events
 from broker.ranges import Ranges, ranges_of
-from cloud.batch import Batch, Message, Outcome, RefusedMessage, Stream
-from cloud.envelopes import PlainReadings
+from cloud.batch import Answered, Batch, Message, Outcome, RefusedMessage, Stream
+from cloud.desired_records import apply_reported
+from cloud.envelopes import PlainPoint, PlainReadings
+from cloud.log_records import apply_logs
 from cloud.payloads import PayloadCodec
 from cloud.rollups import SensorSummary, summarise
 from cloud.schema import COVERAGE, GAPS, HUBS, MESSAGES, QUARANTINE, STREAMS
 from cloud.statements import Prepared
 from cloud.states import add_hub, write_connector_states, write_hub_states
 from cloud.sums import SumsWriter
+from cloud.task_records import apply_results
 from config import limits
 
 _STREAM: Final = Prepared(
@@ -72,7 +76,7 @@ _SET_INTERVAL: Final = Prepared(
 )
 _MESSAGE_NAMES: Final = (
     *("stream_no", "seq", "kind", "sent_ms", "received_ms"),
-    *("points", "first_ts", "last_ts", "codec", "payload"),
+    *("points", "first_ts", "last_ts", "codec", "payload", "skew_ms"),
 )
 _ADD_MESSAGE: Final = Prepared(
     insert(MESSAGES).values({name: bindparam(name) for name in _MESSAGE_NAMES}).on_conflict_do_nothing(),
@@ -95,6 +99,14 @@ _TRIM_REFUSED: Final = Prepared(
     ),
     "kept",
 )
+
+
+def _corrected(points: list[PlainPoint], skew_ms: int) -> list[PlainPoint]:
+    """Return points as they would be if the hub's clock had been right."""
+    return [PlainPoint(max(0, point.ts - skew_ms), point.values) for point in points]
+
+
+_ANSWERS: Final = (Results, Reported, Logs)
 
 
 @dataclass(slots=True)
@@ -124,6 +136,8 @@ class Writing:
         self._intervals: list[tuple[object, ...]] = []
         self._dropped_intervals: list[tuple[object, ...]] = []
         self._quarantine: list[RefusedMessage] = []
+        self._answers: list[tuple[int, Message]] = []
+        self._told: list[Answered] = []
         self._sums = SumsWriter(connection)
         self._points = self._duplicates = 0
 
@@ -137,17 +151,19 @@ class Writing:
         _COUNT_STREAM.run_many(connection, self._counts)
         _ADD_GAP.run_many(connection, self._gaps)
         self._sums.write()
+        self._apply_answers()
         write_hub_states(connection, self._batch.hub_states)
         write_connector_states(connection, self._batch.connector_states)
         self._write_quarantine()
-        return Outcome(len(self._rows), self._points, self._duplicates, len(self._quarantine), tuple(self._sums.newest))
+        counts = (len(self._rows), self._points, self._duplicates, len(self._quarantine))
+        return Outcome(*counts, tuple(self._sums.newest), tuple(self._told))
 
     def _take_streams(self) -> None:
         of_hubs: dict[tuple[str, str, int], dict[str, SensorSummary]] = {}
         for stream, arrivals in sorted(self._by_stream().items()):
             stream_no, hub_no = self._place(stream)
             of_hub = of_hubs.setdefault((stream.site, stream.hub_id, hub_no), {})
-            for name, summary in self._take_stream(stream_no, arrivals).items():
+            for name, summary in self._take_stream(stream_no, hub_no, arrivals).items():
                 known = of_hub.setdefault(name, summary)
                 if known is not summary:
                     known.add(summary)
@@ -169,7 +185,7 @@ class Writing:
             streams[stream].copies += count
         return streams
 
-    def _take_stream(self, stream_no: int, arrivals: _Arrivals) -> dict[str, SensorSummary]:
+    def _take_stream(self, stream_no: int, hub_no: int, arrivals: _Arrivals) -> dict[str, SensorSummary]:
         seqs = sorted(arrivals.items)
         before = self._cover(stream_no, seqs)
         fresh = [arrivals.items[seq] for seq in seqs if seq not in before]
@@ -178,12 +194,17 @@ class Writing:
         points = sum(self._take_message(stream_no, message) for message in messages)
         duplicates = arrivals.copies + len(seqs) - len(fresh)
         received_ms = max((item.received_ms for item in arrivals.items.values()), default=0)
+        self._answers += [(hub_no, message) for message in messages if isinstance(message.body, _ANSWERS)]
         self._quarantine += refused
         self._points += points
         self._duplicates += duplicates
         self._counts.append((len(messages), points, duplicates, len(refused), received_ms, stream_no))
-        bodies = ((message.seq, message.body) for message in messages)
-        return summarise((seq, body.points) for seq, body in bodies if isinstance(body, PlainReadings))
+        readings = ((message, message.body) for message in messages)
+        return summarise(
+            (message.seq, body.points if not message.skew_ms else _corrected(body.points, message.skew_ms))
+            for message, body in readings
+            if isinstance(body, PlainReadings)
+        )
 
     def _place(self, stream: Stream) -> tuple[int, int]:
         found = _STREAM.rows(self._connection, *stream)
@@ -220,14 +241,42 @@ class Writing:
                     if event.is_gap:
                         said = (event.from_seq, event.to_seq, event.points, event.first_ts, event.last_ts, event.reason)
                         self._gaps.append((stream_no, message.seq, position, *said))
-            case None:
+            case Results() | Reported() | Logs() | None:
                 pass
-        span = (min(times), max(times)) if times else (None, None)
+        skew_ms = message.skew_ms
+        span = (max(0, min(times) - skew_ms), max(0, max(times) - skew_ms)) if times else (None, None)
         packed = self._codec.pack(message.payload)
         self._rows.append(
-            (stream_no, message.seq, message.kind, message.sent_ms, message.received_ms, points, *span, *packed)
+            (
+                stream_no,
+                message.seq,
+                message.kind,
+                message.sent_ms,
+                message.received_ms,
+                points,
+                *span,
+                *packed,
+                skew_ms or None,
+            )
         )
         return points
+
+    def _apply_answers(self) -> None:
+        """Keep what hubs answer and tell of themselves: once, since only messages that are new get here."""
+        for hub_no, message in self._answers:
+            newest = True
+            match message.body:
+                case Results() as body:
+                    apply_results(self._connection, hub_no, body, message.received_ms)
+                case Reported() as body:
+                    place = (message.stream.epoch, message.seq)
+                    newest = apply_reported(self._connection, hub_no, body, *place, message.received_ms)
+                case Logs() as body:
+                    apply_logs(self._connection, hub_no, body, message.received_ms)
+                case _:
+                    raise AssertionError(message.kind)
+            if newest:
+                self._told.append(Answered(message.stream.site, message.stream.hub_id, body))
 
     def _write_quarantine(self) -> None:
         _ADD_REFUSED.run_many(

@@ -33,6 +33,7 @@ COMMANDS: Final[Mapping[str, Lazy]] = {
     "hub": Lazy("hub.cli:hub", "Run the sensor hub of this machine, or show its status."),
     "doctor": Lazy("hub.doctor_cli:doctor", "Say what is wrong with this machine's hub, and what to do."),
     "cloud": Lazy("cloud.cli:cloud", "Run the cloud service; audit and read what it has stored."),
+    "fleet": Lazy("cloud.fleet_cli:fleet", "See the fleet and act on it: hubs, tasks, settings, logs, tokens."),
     "tail": Lazy("broker.tail:tail", "Print messages as a subscriber sees them."),
 }
 

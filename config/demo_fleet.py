@@ -96,7 +96,7 @@ class DemoFleet:
         self.counts: dict[str, Counts] = {hub_id: Counts() for hub_id in self.hubs}
         self._environ = {**os.environ, **environ}
         self._bundles = directory / "bundles"
-        self.cloud_port, self.site_port = free_ports(2)
+        self.cloud_port, self.site_port, self.api_port = free_ports(3)
 
     def provision(self) -> None:
         """Make the authority and a bundle for every process, as `hubline provision` does."""
@@ -111,7 +111,7 @@ class DemoFleet:
         """Start every role. They may come up in any order; each waits for the others by itself."""
         (self.directory / "logs").mkdir(exist_ok=True)
         self.run("cloud broker", ["broker", "run"], "broker", "cloud", self._listen(self.cloud_port))
-        self.run("cloud", ["cloud", "run"], "cloud", "cloud")
+        self.run("cloud", ["cloud", "run"], "cloud", "cloud", {"HUBLINE_API__LISTEN": f'"127.0.0.1:{self.api_port}"'})
         self.run("site broker", ["broker", "run"], "broker", CONNECTOR, self._listen(self.site_port))
         self.start_connector()
         for hub_id in self.hubs:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.control import Logs, Reported, Results
 from broker.messages import Envelope, Readings, decode, decode_body
 from cloud.envelopes import EnvelopeReader, PlainReadings, RefusedBodyError
 from config import limits
@@ -108,6 +109,26 @@ def test_random_bytes_are_unreadable_and_nothing_worse(content: bytes) -> None:
 def test_bad_message_is_judged_by_name(content: bytes, verdict: object) -> None:
     """What can be read as an envelope takes its place; what can't, does not."""
     assert by_us(EnvelopeReader(), content) == verdict
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "shape"),
+    [
+        ("results", {"results": [{"task": EPOCH, "state": "done", "ts": T0}]}, Results),
+        ("reported", {"version": "1", "host": "pc-1", "system": "x", "addresses": [], "mode": "continuous"}, Reported),
+        ("logs", {"boot": EPOCH, "records": [{"n": 1, "ts": T0, "level": "info", "event": "x"}]}, Logs),
+    ],
+)
+def test_answers_of_hubs_are_read_too_and_refused_by_name_if_they_do_not_fit(
+    kind: str, body: dict[str, object], shape: type
+) -> None:
+    """What does not fit goes to the quarantine and takes its place, or it would come for ever."""
+    epoch, seq, _, read = EnvelopeReader().read(kind, payload(body, 7))
+    assert (epoch, seq, type(read)) == (EPOCH, 7, shape)
+    for missing in body:
+        with pytest.raises(RefusedBodyError) as refused:
+            EnvelopeReader().read(kind, payload({name: body[name] for name in body if name != missing}, 7))
+        assert refused.value.envelope.seq == 7
 
 
 def test_integers_beyond_64_bits_come_out_as_the_contract_reads_them() -> None:

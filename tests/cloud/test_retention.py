@@ -14,7 +14,7 @@ from cloud.store import Store
 from config import limits
 from config.settings import Retention
 from tests.cloud.stored import content_of, query
-from tests.cloud.wire import FLEET, SITE, T0, message, one, payload, readings
+from tests.cloud.wire import EPOCH, FLEET, SITE, T0, message, one, payload, readings
 
 DAY_MS = 86_400_000
 KEPT = Retention(readings_days=10, events_days=20, logs_days=1, other_days=5, rollup_5min_days=30, rollup_1h_days=60)
@@ -54,7 +54,12 @@ def test_each_kind_is_kept_as_long_as_its_setting_says(
     store: Store, file: Path, age_days: float, left: set[str]
 ) -> None:
     """Logs are bulky, events are evidence."""
-    bodies: dict[str, object] = {"events": {"events": [{"event": "x"}]}, "logs": {}, "results": {}, "tomorrow": {}}
+    bodies: dict[str, object] = {
+        "events": {"events": [{"event": "x"}]},
+        "logs": {"boot": EPOCH, "records": [{"n": 1, "ts": T0, "level": "info", "event": "x"}]},
+        "results": {"results": [{"task": EPOCH, "state": "done", "ts": T0}]},
+        "tomorrow": {},
+    }
     messages = [message(payload(body, seq), kind=kind) for seq, (kind, body) in enumerate(bodies.items(), 2)]
     store.commit(Batch((message(one(1)), *messages)))
     prune_all(store, T0 + int(age_days * DAY_MS))

@@ -15,18 +15,20 @@ import structlog
 
 from broker import client
 from broker.client import Session, SessionOptions
+from broker.clock import unix_ms
 from broker.messages import Ack, ConnectorState, HubState, Last, decode, encode
 from broker.ranges import Ranges
 from broker.server import Server
 from broker.tls import client_context
 from broker.topics import Topic, hub_filter
+from cloud.queries import Archive
 from cloud.service import Service
 from config.errors import SettingsError
 from config.principal import CLOUD_SITE, server_name
-from config.settings import BrokerSettings, CloudProcess, CloudSettings
+from config.settings import Api, BrokerSettings, CloudProcess, CloudSettings
 from tests.broker.certificates import FleetFiles
 from tests.cloud.stored import content_of, duplicates_of, query
-from tests.cloud.wire import EPOCH, FLEET, SITE, T0, one, payload, topic
+from tests.cloud.wire import EPOCH, FLEET, SITE, T0, one, payload, readings, topic
 
 DEADLINE_S = 30.0
 
@@ -69,7 +71,7 @@ class World:
     def settings(self) -> CloudSettings:
         """Return the settings of the cloud service."""
         process = CloudProcess(self.endpoint, f"sqlite:///{self.database}", self.folder / "data")
-        return CloudSettings(self.files.identity("cloud", "cloud-1", CLOUD_SITE), process)
+        return CloudSettings(self.files.identity("cloud", "cloud-1", CLOUD_SITE), process, api=Api(enabled=False))
 
     def status(self) -> dict[str, object]:
         """Return what the status file says."""
@@ -163,6 +165,29 @@ async def _any_news(hub_client: Client) -> None:
         await asyncio.sleep(0.01)
 
 
+def test_a_wrong_clock_does_not_keep_the_newest_value_in_the_future(world: World) -> None:
+    """Its readings get the time that they were made at, and the original is kept."""
+
+    async def story() -> None:
+        async with (
+            world.broker(),
+            world.service(),
+            world.connected() as pc,
+            world.connected("reader", "eve", "-") as eve,
+        ):
+            eve.session.subscribe([(hub_filter(FLEET, "+", "+", "last"), 0)])
+            ahead = unix_ms() + 3_600_000
+            await sent_until_acknowledged(pc, {1: readings(1, [(ahead, {"counter": 1})], sent=ahead)})
+            await until(lambda: eve.received)
+            last = decode(eve.received[-1].payload, Last)
+            assert abs(ahead - 3_600_000 - last.ts) < 60_000
+        with Archive(world.database) as archive:
+            [reading] = archive.readings(archive.hub_named("pc-1"))
+        assert reading.ts + reading.skew_ms == ahead
+
+    run(story)
+
+
 def test_hub_is_acknowledged_subscribers_see_newest_values_and_the_status_counts(world: World) -> None:
     """The whole way of a measurement through the cloud."""
 
@@ -174,7 +199,7 @@ def test_hub_is_acknowledged_subscribers_see_newest_values_and_the_status_counts
             world.connected("reader", "eve", "-") as eve,
         ):
             eve.session.subscribe([(hub_filter(FLEET, "+", "+", "last"), 0)])
-            await sent_until_acknowledged(pc, {seq: one(seq, seq) for seq in range(1, 201)})
+            await sent_until_acknowledged(pc, {seq: one(seq, seq, sent=unix_ms()) for seq in range(1, 201)})
             assert list(pc.acknowledged()) == [(1, 200)]
             await until(lambda: any(decode(got.payload, Last) == Last(T0 + 200_000, 200, 200) for got in eve.received))
             await until(lambda: world.status()["stored_messages"] == 200)

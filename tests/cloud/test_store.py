@@ -322,7 +322,7 @@ def test_commit_is_synced_to_the_disk_and_readers_are_not_blocked(store: Store, 
 @pytest.mark.parametrize(
     ("sql", "said"),
     [
-        ("UPDATE meta SET value = '2' WHERE name = 'schema_version'", "written by a newer Hubline"),
+        ("UPDATE meta SET value = '3' WHERE name = 'schema_version'", "written by a newer Hubline"),
         ("UPDATE meta SET value = '0' WHERE name = 'schema_version'", "written by an older Hubline"),
         ("UPDATE meta SET value = 'other' WHERE name = 'fleet'", "holds the fleet other, not acme"),
         ("DROP TABLE meta", "not one of Hubline's cloud"),

@@ -31,14 +31,16 @@ def payload(body: object, seq: object, *, epoch: object = EPOCH, sent: object = 
     return orjson.dumps({"epoch": epoch, "seq": seq, "sent": sent, "body": body})
 
 
-def readings(seq: int, points: Sequence[tuple[int, Values]], *, epoch: str = EPOCH) -> bytes:
+def readings(seq: int, points: Sequence[tuple[int, Values]], *, epoch: str = EPOCH, sent: int = T0) -> bytes:
     """Return the payload of a message of readings: (ts, values) each."""
-    return payload({"points": [{"ts": ts, "values": dict(values)} for ts, values in points]}, seq, epoch=epoch)
+    return payload(
+        {"points": [{"ts": ts, "values": dict(values)} for ts, values in points]}, seq, epoch=epoch, sent=sent
+    )
 
 
-def one(seq: int, value: Value = 1, *, epoch: str = EPOCH) -> bytes:
+def one(seq: int, value: Value = 1, *, epoch: str = EPOCH, sent: int = T0) -> bytes:
     """Return the payload of a message with a single reading, a second later for each seq."""
-    return readings(seq, [(T0 + min(seq, 10**9) * 1000, {"counter": value})], epoch=epoch)
+    return readings(seq, [(T0 + min(seq, 10**9) * 1000, {"counter": value})], epoch=epoch, sent=sent)
 
 
 def gap(seq: int, from_seq: int, to_seq: int, *, epoch: str = EPOCH) -> bytes:

@@ -1,0 +1,390 @@
+"""Presence, tasks and settings at work: what comes from hubs goes to their machines, what these want is done in order.
+
+A change is committed before anything is told of it (`cloud.lane`). What hubs answer is in the database before it gets here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from random import SystemRandom
+from typing import Final, TypeAlias
+
+import msgspec
+
+from broker import status as vector
+from broker.backoff import Backoff
+from broker.clock import unix_ms
+from broker.control import Logs, Poll, Presence, Protection, Reported, Results
+from broker.messages import encode
+from broker.runner import Runner, monotonic_s
+from broker.topics import Topic
+from cloud import desired, desired_records, presence, presence_events, presence_records, task_records, tasks
+from cloud.batch import Batch, Outcome
+from cloud.database import Database
+from cloud.desired import Desired
+from cloud.desk import Change, Changes, HubKey
+from cloud.ingest import Heard
+from cloud.lane import Lane
+from cloud.presence_facts import DUPLICATE, PAUSED, Policy, Record
+from cloud.reported_records import protections
+from cloud.task_standing import TargetChange
+from cloud.tasks import Tasks
+from config import limits, log, roster
+from config.errors import SettingsError, StorageError
+from config.files import inode_of
+from config.settings import CloudSettings, HubMode
+
+_log: Final = log.get(__name__)
+
+Publish: TypeAlias = Callable[[str, bytes, int, bool], None]
+"""(topic, payload, qos, retain); what it can't send is lost."""
+
+_NOT_TO_BE_STARTED: Final = (PAUSED, DUPLICATE)
+"""Reasons for which the cloud starts nothing toward a hub that is online: nobody wants it, or nobody knows which machine."""
+
+
+class Operations:
+    """The three machines. `publish` is the session with the cloud broker; before `run` has loaded them, what comes waits."""
+
+    def __init__(self, settings: CloudSettings, database: Database, publish: Publish):
+        self.changes: Final = Changes()
+        self.lane: Final = Lane(database)
+        self._settings: Final = settings
+        self._fleet: Final = settings.identity.fleet
+        self._database: Final = database
+        self._publish: Final = publish
+        self._early: Final[deque[Callable[[], None]]] = deque(maxlen=limits.INGEST_WAITING_MAX)
+        self._connected = False
+        self._loaded = False
+        self._ready: Final = asyncio.Event()
+        self._protections: Final[dict[HubKey, Protection | None]] = {}
+        self._published: Final[dict[HubKey, Presence]] = {}
+        self._reachable: Final[set[HubKey]] = set()
+        self._roster_file: tuple[int, int] | None = None
+
+    # --- Life ---------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Load what is known, then work, for ever."""
+        backoff = Backoff(SystemRandom(), max_s=limits.STORE_RETRY_MAX_S, stable_s=0.0)
+        while not self._loaded:
+            try:
+                await self._load()
+            except StorageError as exc:
+                _log.debug("operations_wait", reason=exc.reason)
+                await asyncio.sleep(backoff.next_s())
+        async with asyncio.TaskGroup() as work:
+            work.create_task(self.lane.run())
+            work.create_task(self._keep_roster())
+
+    async def _load(self) -> None:
+        records, open_tasks, wanted, reports = await self._database.change(
+            lambda connection: (
+                presence_records.load(connection),
+                task_records.open_tasks(connection),
+                desired_records.load(connection),
+                protections(connection),
+            )
+        )
+        at, ms = monotonic_s(), unix_ms()
+        self._presence = presence.Presence(
+            self._settings.presence,
+            started_at=at,
+            started_ms=ms,
+            known=records,
+            outage_s=self._settings.presence.outage_s,
+        )
+        self._tasks = Tasks(open_tasks, random=SystemRandom(), started_at=at, started_ms=ms)
+        self._desired = Desired(wanted, random=SystemRandom(), started_at=at, started_ms=ms)
+        self._protections.update(reports)
+        self._to_presence: Runner[presence_events.Event, presence_events.Command] = Runner(
+            self._presence, self._on_presence
+        )
+        self._to_tasks: Runner[tasks.Event, tasks.Command] = Runner(self._tasks, self._on_task)
+        self._to_desired: Runner[desired.Event, desired.Command] = Runner(self._desired, self._on_desired)
+        self._loaded = True
+        for record in records:
+            self._tell_policy(record.key, self._desired.content_of(record.key))
+            self._reach(record)
+        self._read_roster()
+        if self._connected:
+            self.connected()
+        while self._early:
+            self._early.popleft()()
+        self._ready.set()
+
+    async def close(self) -> None:
+        """Let what was decided become durable and go out, as far as that is soon possible."""
+        if self._loaded:
+            for runner in (self._to_presence, self._to_tasks, self._to_desired):
+                runner.close()
+            try:
+                await asyncio.wait_for(self.lane.drained(), limits.STORE_CLOSE_TIMEOUT_S)
+            except TimeoutError:
+                _log.warning("stopped_before_all_was_saved", waiting=self.lane.waiting)
+
+    async def ready(self) -> None:
+        """Wait until what is known is loaded."""
+        await self._ready.wait()
+
+    def feed_presence(self, event: presence_events.Event) -> None:
+        """Tell the presence machine what a person did."""
+        self._to_presence.feed(event)
+
+    def feed_tasks(self, event: tasks.Event) -> None:
+        """Tell the task machine what a person did."""
+        self._to_tasks.feed(event)
+
+    def feed_desired(self, event: desired.Event) -> None:
+        """Tell the settings machine what a person did."""
+        self._to_desired.feed(event)
+
+    def forget(self, key: HubKey) -> None:
+        """Let the machines know nothing of a hub whose rows are gone."""
+        self._reachable.discard(key)
+        self._protections.pop(key, None)
+        self._to_presence.feed(presence_events.Forgotten(key))
+        self._to_tasks.feed(tasks.HubForgotten(key))
+        self._to_desired.feed(desired.HubForgotten(key))
+
+    def tell_document(self, scope: str, name: str, version: int) -> None:
+        """Let listeners know of a new version of a document."""
+        site = name if scope == "site" else name.partition("/")[0] if scope == "hub" else None
+        self._tell("settings", f"{scope}/{name}", {"version": version}, site)
+
+    # --- What comes ---------------------------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        """Our session with the cloud broker is open."""
+        self._connected = True
+        if self._loaded:
+            self._to_presence.feed(presence_events.Connected())
+            self._to_tasks.feed(tasks.Connected())
+            self._to_desired.feed(desired.Connected())
+
+    def disconnected(self) -> None:
+        """It is not any more."""
+        was, self._connected = self._connected, False
+        if self._loaded and was:
+            self._to_presence.feed(presence_events.Disconnected())
+            self._to_tasks.feed(tasks.Disconnected())
+            self._to_desired.feed(desired.Disconnected())
+
+    def committed(self, batch: Batch, outcome: Outcome) -> None:
+        """Take in what is in the database now."""
+        self._when_loaded(lambda: self._committed(batch, outcome))
+
+    def heard(self, heard: Heard) -> None:
+        """Take in a heartbeat or a poll."""
+        self._when_loaded(lambda: self._heard(heard))
+
+    def _when_loaded(self, deed: Callable[[], None]) -> None:
+        if self._loaded:
+            deed()
+        else:
+            self._early.append(deed)
+
+    def _committed(self, batch: Batch, outcome: Outcome) -> None:
+        feed = self._to_presence.feed
+        for of_connector in batch.connector_states:
+            place = (of_connector.site, of_connector.connector_id)
+            feed(
+                presence_events.ConnectorSaid(
+                    *place, of_connector.state, of_connector.received_ms, of_connector.retained
+                )
+            )
+        for of_hub in batch.hub_states:
+            feed(presence_events.HubSaid(of_hub.site, of_hub.hub_id, of_hub.state, of_hub.received_ms, of_hub.retained))
+        newest = {message.stream: message for message in batch.messages}
+        for stream, message in newest.items():
+            key = (stream.site, stream.hub_id)
+            feed(presence_events.MessageCame(key, stream.epoch, message.sent_ms, message.received_ms, message.kind))
+        for answer in outcome.answers:
+            self._answered((answer.site, answer.hub_id), answer.body)
+
+    def _answered(self, key: HubKey, body: Results | Reported | Logs) -> None:
+        match body:
+            case Results(results):
+                for report in results:
+                    self._to_tasks.feed(tasks.Reported(key, report))
+                    self._tell("task", report.task, {"hub": key[1], **msgspec.to_builtins(report)}, key[0])
+            case Reported() as reported:
+                self._protections[key] = reported.protection
+                self._to_presence.feed(presence_events.Reported(key, reported.machine))
+                self._to_desired.feed(desired.Reported(key, reported.settings))
+                if reported.settings is not None:
+                    self._tell("settings", f"hub/{key[0]}/{key[1]}", msgspec.to_builtins(reported.settings), key[0])
+                self._publish_presence(key)
+            case Logs():
+                pass  # They are read from the database.
+
+    def _heard(self, heard: Heard) -> None:
+        key, signal = (heard.site, heard.hub_id), heard.signal
+        place = (key, signal.epoch, signal.session, signal.ts, heard.received_ms)
+        if not isinstance(signal, Poll):
+            self._to_presence.feed(presence_events.HeartbeatCame(*place))
+            return
+        self._to_presence.feed(presence_events.PollCame(*place))
+        record = self._presence.record(key)
+        if record is not None and record.mode == "polling" and record.paused_by is None:
+            self._to_desired.feed(desired.Polled(key, signal.settings))
+            self._to_tasks.feed(tasks.Polled(key))
+
+    # --- What is to be done -------------------------------------------------------------------------------------------
+
+    def _on_presence(self, command: presence_events.Command) -> None:
+        match command:
+            case presence_events.Save(record):
+                self.lane.change(lambda connection: presence_records.save(connection, [record]))
+                self._reach(record)
+            case presence_events.Log(entry):
+                self.lane.change(lambda connection: presence_records.log(connection, [entry]))
+                _log.info(
+                    "presence_changed",
+                    site=entry.key[0],
+                    hub=entry.key[1],
+                    connection=entry.connection,
+                    reason=entry.reason,
+                )
+            case presence_events.Publish(key, _):
+                self.lane.then(lambda: self._publish_presence(key))
+            case presence_events.Clear(key):
+                self._published.pop(key, None)
+                topic = str(Topic.presence(self._fleet, *key))
+                self.lane.then(lambda: self._publish(topic, b"", 1, True))
+
+    def _publish_presence(self, key: HubKey) -> None:
+        told = self.presence_of(key)
+        if told is None:
+            return
+        self._published[key] = told
+        self._publish(str(Topic.presence(self._fleet, *key)), encode(told), 1, True)
+        self._tell("presence", f"{key[0]}/{key[1]}", msgspec.to_builtins(told), key[0])
+
+    def presence_of(self, key: HubKey) -> Presence | None:
+        """Return the status of a hub as it is told."""
+        status = self._presence.status(key) if self._loaded else None
+        if status is None:
+            return None
+        shown = vector.assess(
+            status.connection,
+            self._protections.get(key),
+            reason=status.reason,
+            language=self._settings.presence.language,
+            via=status.via,
+            last_seen_ms=status.last_seen_ms,
+            expected_direct_by_ms=status.expected_direct_by_ms,
+        )
+        return Presence(
+            connection=status.connection,
+            since=status.since_ms,
+            via=status.via,
+            reason=status.reason,
+            last_seen=status.last_seen_ms,
+            icon=shown.icon,
+            text=shown.text,
+            actions=list(shown.actions),
+            expected_direct_by=status.expected_direct_by_ms,
+            skew_ms=status.skew_ms,
+            evidence=status.evidence,
+        )
+
+    def _reach(self, record: Record) -> None:
+        """Tell tasks and settings whether the cloud may start something toward a hub."""
+        status = record.status
+        reachable = (
+            status is not None
+            and status.connection == "online"
+            and record.mode == "continuous"
+            and status.reason not in _NOT_TO_BE_STARTED
+        )
+        if reachable == (record.key in self._reachable):
+            return
+        if reachable:
+            self._reachable.add(record.key)
+            self._to_desired.feed(desired.Reachable(record.key))
+            self._to_tasks.feed(tasks.Reachable(record.key))
+        else:
+            self._reachable.discard(record.key)
+            self._to_desired.feed(desired.Unreachable(record.key))
+            self._to_tasks.feed(tasks.Unreachable(record.key))
+
+    def _on_task(self, command: tasks.Command) -> None:
+        match command:
+            case tasks.Save(changed):
+                self.lane.change(lambda connection: task_records.save(connection, changed, unix_ms()))
+                for change in changed:
+                    self.lane.then(partial(self._tell_task, change))
+            case tasks.Send(key, task):
+                topic, payload = str(Topic.down(self._fleet, *key, "task")), encode(task)
+                self.lane.then(lambda: self._publish(topic, payload, 1, False))
+
+    def _tell_task(self, change: TargetChange) -> None:
+        standing = change.standing
+        body = {"hub": change.key[1], "state": standing.state, "message": standing.message}
+        self._tell("task", change.task, body, change.key[0])
+
+    def _on_desired(self, command: desired.Command) -> None:
+        match command:
+            case desired.Save(key, version, _, content) as saved:
+                self.lane.change(lambda connection: desired_records.save(connection, saved, unix_ms()))
+                self._tell_policy(key, content)
+                self.lane.then(lambda: self._tell("settings", f"hub/{key[0]}/{key[1]}", {"desired": version}, key[0]))
+            case desired.Send(key, wanted):
+                topic, payload = str(Topic.down(self._fleet, *key, "settings")), encode(wanted)
+                self.lane.then(lambda: self._publish(topic, payload, 1, False))
+
+    def _tell_policy(self, key: HubKey, content: Mapping[str, Mapping[str, object]]) -> None:
+        """Let presence know which signs of life a hub's settings promise."""
+        try:
+            mode = msgspec.convert(content.get("mode", {}), HubMode)
+        except msgspec.ValidationError:
+            return  # It was checked before it was kept; an older Hubline may have known more.
+        policy = Policy(heartbeat=mode.heartbeat, offline_after_min=mode.offline_after_min)
+        self._to_presence.feed(presence_events.ModeChanged(key, policy))
+
+    def _tell(self, kind: str, key: str, body: Mapping[str, object], site: str | None) -> None:
+        self.changes.tell(Change(kind, key, body, site))  # type: ignore[arg-type]
+
+    # --- The roster ---------------------------------------------------------------------------------------------------
+
+    async def _keep_roster(self) -> None:
+        while True:
+            await asyncio.sleep(limits.ROSTER_LOOK_S)
+            self._read_roster()
+
+    def _read_roster(self) -> None:
+        file = self._settings.cloud.roster
+        if file is None:
+            return
+        stamp = _stamp_of(file)
+        if stamp is None or stamp == self._roster_file:
+            return
+        try:
+            found = roster.read(file)
+        except SettingsError as exc:
+            _log.warning("roster_not_read", reason=str(exc))
+            return
+        finally:
+            self._roster_file = stamp
+        entries = tuple(
+            presence_events.RosterEntry(
+                (entry.site, entry.hub),
+                None if entry.revoked is None else int(entry.revoked.timestamp() * 1000),
+                int(entry.not_after.timestamp() * 1000),
+            )
+            for entry in found.hubs
+        )
+        self._to_presence.feed(presence_events.RosterRead(entries))
+
+
+def _stamp_of(file: Path) -> tuple[int, int] | None:
+    """Return what differs when a file was replaced."""
+    inode = inode_of(file)
+    if inode is None:
+        return None
+    return inode[1], file.stat().st_mtime_ns
