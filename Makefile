@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 COVERAGE_MIN := 85
+WORKERS := --numprocesses 2 --dist loadgroup
 SOAK_ARGS := -m soak --no-cov -p no:randomly
 
 # command:Debian package, of what some tests drive from outside
@@ -23,7 +24,7 @@ demo: $(VENV)/.run  ## a whole fleet on this machine: live, then an outage and t
 	@$(BIN)/hubline demo $(or $(ARGS),--seconds 30 --script outage)
 
 test: lint system-packages  ## lint, then all tests with branch coverage
-	@$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN) $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term --cov-fail-under=$(COVERAGE_MIN) $(ARGS)
 
 lint: $(VENV)/.test  ## ruff, mypy and the import rules
 	@$(BIN)/ruff check --quiet .

@@ -20,6 +20,9 @@ GRACE_S = 5.0
 """How long what a test has told to end may take to do so."""
 NETWORK_NAMESPACES = Path("/run/netns")
 
+ONE_AT_A_TIME = ("end_to_end/", "connector/test_ssdp_network", "broker/test_multicast", "hub/test_discovery")
+"""Whole fleets and what shares port 1900: with several workers they stay on one, one after the other."""
+
 _names: list[str] = []
 
 
@@ -39,6 +42,14 @@ def nothing_left_behind() -> Iterator[None]:
     assert not left, f"left behind: {', '.join(left)}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together, for pytest-xdist, what must not run at the same time."""
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent).as_posix()
+        if place.startswith(ONE_AT_A_TIME) or item.get_closest_marker("root") is not None:
+            item.add_marker(pytest.mark.xdist_group("network"))
+
+
 def pytest_configure() -> None:
     """Mark this process, so that its descendants can be told from everything else on the machine."""
     os.environ[RUN] = secrets.token_hex(8)
@@ -49,7 +60,12 @@ def pytest_configure() -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End what is left of this run, orphans too, and fail the run for it."""
-    orphans = [process for process in psutil.process_iter() if process.pid != os.getpid() and _is_ours(process)]
+    workers = {worker for worker in psutil.Process().children() if _is_worker(worker)}
+    orphans = [
+        process
+        for process in psutil.process_iter()
+        if process.pid != os.getpid() and process not in workers and _is_ours(process)
+    ]
     for process in orphans:
         print(f"\nleft behind by the tests, and killed: {_describe(process)}", file=sys.stderr)
         process.kill()
@@ -104,6 +120,14 @@ def _is_ours(process: psutil.Process) -> bool:
         return _is_alive(process) and process.environ().get(RUN) == os.environ[RUN]
     except (psutil.Error, OSError):
         return False
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    """Tell whether this is a worker of pytest-xdist, which ends by itself."""
+    try:
+        return any("execnet" in part for part in process.cmdline())
+    except psutil.Error:
+        return True
 
 
 def _describe(process: psutil.Process) -> str:
