@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -43,9 +43,9 @@ class Side:
 class Rig:
     """The fleet in `directory`. Hubs are `hub-1` to `hub-50` for the load; one more is for a hub's own process."""
 
-    def __init__(self, directory: Path):
-        self.fleet = DemoFleet(directory, HUBS + 1, {"HUBLINE_CONNECTOR__ADVERTISE": "false"})
-        self.hubs, self.real_hub = self.fleet.hubs[:HUBS], self.fleet.hubs[HUBS]
+    def __init__(self, directory: Path, hubs: int = HUBS):
+        self.fleet = DemoFleet(directory, hubs + 1, {"HUBLINE_CONNECTOR__ADVERTISE": "false"})
+        self.hubs, self.real_hub = self.fleet.hubs[:hubs], self.fleet.hubs[hubs]
         self.bundles = directory / "bundles"
         self.directory = directory
         self.fleet.provision()
@@ -62,19 +62,37 @@ class Rig:
     def start_ours(self, *, storing: bool) -> Side:
         """Start the brokers and the connector, and the cloud service if it is to store."""
         fleet = self.fleet
-        for name, member, port in (
-            ("cloud broker", "cloud", fleet.cloud_port),
-            ("site broker", CONNECTOR, fleet.site_port),
-        ):
-            listen = {"HUBLINE_BROKER__LISTEN": f'["127.0.0.1:{port}"]'}
-            self._run(name, "broker", member, '"broker_started"', listen)
+        self._run_broker("cloud broker", "cloud", fleet.cloud_port)
+        self._run_broker("site broker", CONNECTOR, fleet.site_port)
         self._run("connector", "connector", CONNECTOR, '"upstream":"up"')
         at_cloud: tuple[str, ...] = ("cloud broker",)
         if storing:
-            self._run("cloud service", "cloud", "cloud", '"broker_connected"')
+            self._run_service({"HUBLINE_API__ENABLED": "false"})
             at_cloud = ("cloud broker", "cloud service")
         ends = (f"127.0.0.1:{fleet.site_port}", f"127.0.0.1:{fleet.cloud_port}")
         return Side("Hubline", *ends, ("site broker", "connector"), at_cloud, "connector")
+
+    def start_cloud(self) -> tuple[str, str]:
+        """Start the cloud broker, and the cloud service with its API; return the broker's endpoint and the API's."""
+        api = f"127.0.0.1:{self.fleet.api_port}"
+        self._run_broker("cloud broker", "cloud", self.fleet.cloud_port)
+        self._run_service({"HUBLINE_API__LISTEN": f'"{api}"'})
+        return f"127.0.0.1:{self.fleet.cloud_port}", api
+
+    def start_module(self, name: str, module: str, arguments: Sequence[str], words: str) -> None:
+        """Start a module of the bench, and wait until its output has these words."""
+        log = self.log(name)
+        known = log.stat().st_size if log.exists() else 0
+        self._spawn(name, [sys.executable, "-m", module, *arguments])
+        self.until(f"{name} says {words}", lambda: words in log.read_text("utf-8", "replace")[known:])
+
+    def pid(self, name: str) -> int:
+        """Return the process id of what runs under this name."""
+        return self.fleet.processes[name].popen.pid
+
+    def log(self, name: str) -> Path:
+        """Return the file with what is written by what runs under this name."""
+        return self.directory / "logs" / f"{name.replace(' ', '-')}.log"
 
     def start_peer(self) -> Side:
         """Start two Mosquittos, each from scratch."""
@@ -85,7 +103,7 @@ class Rig:
         site = peer.write_site(folder / "site", self.bundles, FLEET, SITE, CONNECTOR, site_port, cloud_port)
         for name, file, port in (("mosquitto cloud", cloud, cloud_port), ("mosquitto site", site, site_port)):
             self._spawn(name, [peer.program(), "-c", str(file)])
-            self._wait_for_port(port)
+            self.wait_for_port(port)
         ends = (f"127.0.0.1:{site_port}", f"127.0.0.1:{cloud_port}")
         return Side("T", *ends, ("mosquitto site",), ("mosquitto cloud",), "mosquitto site")
 
@@ -122,15 +140,21 @@ class Rig:
             if pipe is not None:
                 pipe.close()
 
+    def _run_broker(self, name: str, member: str, port: int) -> None:
+        self._run(name, "broker", member, '"broker_started"', {"HUBLINE_BROKER__LISTEN": f'["127.0.0.1:{port}"]'})
+
+    def _run_service(self, environ: Mapping[str, str]) -> None:
+        self._run("cloud service", "cloud", "cloud", '"broker_connected"', environ)
+
     def _run(self, name: str, role: str, member: str, words: str, environ: Mapping[str, str] | None = None) -> None:
         """Start one of our roles, and wait until its log says that it is ready."""
-        log = self._log(name)
+        log = self.log(name)
         known = log.stat().st_size if log.exists() else 0
         self.fleet.run(name, [role, "run"], role, member, environ)
         self.until(f"{name} says {words}", lambda: words in log.read_text("utf-8", "replace")[known:])
 
     def _spawn(self, name: str, command: list[str], stdout: int | None = None) -> None:
-        with self._log(name).open("ab") as stream:
+        with self.log(name).open("ab") as stream:
             popen = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -139,13 +163,11 @@ class Rig:
                 cwd=ROOT,
                 start_new_session=True,  # Ctrl-C is ours to pass on.
             )
-        self.fleet.processes[name] = Process(name, popen, self._log(name))
+        self.fleet.processes[name] = Process(name, popen, self.log(name))
 
-    def _log(self, name: str) -> Path:
-        return self.directory / "logs" / f"{name.replace(' ', '-')}.log"
-
-    def _wait_for_port(self, port: int) -> None:
-        self.until(f"a broker on port {port}", lambda: _answers(port))
+    def wait_for_port(self, port: int) -> None:
+        """Wait until something listens on a port of loopback."""
+        self.until(f"a listener on port {port}", lambda: _answers(port))
 
 
 def _answers(port: int) -> bool:

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
+from cloud.fleet_client import Api, place_from
 from config import provision
 from config.demo_fleet import free_ports
 
@@ -29,6 +30,16 @@ COUNTER_ONLY = {
     "HUBLINE_SENSORS__COUNTER__INTERVAL_S": "0.1",
     "HUBLINE_LOG__FORMAT": '"json"',
 }
+
+QUICK = {
+    "HUBLINE_FAILOVER__OUTAGE_S": "4",
+    "HUBLINE_FAILOVER__START_GRACE_S": "4",
+    "HUBLINE_FAILBACK__PROBE_S": "1",
+    "HUBLINE_FAILBACK__STABLE_S": "1",
+    "HUBLINE_FAILBACK__JITTER_S": "1",
+    "HUBLINE_PRESENCE__OUTAGE_S": "4",
+}
+"""The rules about paths, in seconds instead of minutes."""
 
 
 def until(what: str, check: Callable[[], T], timeout_s: float = WAIT_S) -> T:
@@ -50,9 +61,13 @@ class Fleet:
         self.hubs = [f"pc-{number}" for number in range(1, hubs + 1)]
         self.logs = directory / "logs"
         self.logs.mkdir()
-        self.environ = {**os.environ, **COUNTER_ONLY, **(environ or {})}
+        self.cloud_port, self.site_port, self.api_port = free_ports(3)
+        self.of_api = {
+            "HUBLINE_API_URL": f"http://127.0.0.1:{self.api_port}",
+            "HUBLINE_FLEET_DIR": str(self.directory),
+        }
+        self.environ = {**os.environ, **COUNTER_ONLY, **self.of_api, **(environ or {})}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.cloud_port, self.site_port = free_ports(2)
         provision.init(self.directory, fleet, cloud_hosts=[f"127.0.0.1:{self.cloud_port}"])
         provision.connector(self.directory, "berlin-1", "berlin", port=self.site_port)
         for hub in self.hubs:
@@ -61,11 +76,16 @@ class Fleet:
         listen = "HUBLINE_BROKER__LISTEN"
         self.roles: dict[str, tuple[str, str, dict[str, str]]] = {
             "cloud-broker": ("broker", "cloud", {listen: f'["127.0.0.1:{self.cloud_port}"]'}),
-            "cloud": ("cloud", "cloud", {}),
+            "cloud": ("cloud", "cloud", {"HUBLINE_API__LISTEN": f'"127.0.0.1:{self.api_port}"'}),
             "site-broker": ("broker", "berlin-1", {listen: f'["127.0.0.1:{self.site_port}"]'}),
             "connector": ("connector", "berlin-1", {}),
             **{hub: ("hub", hub, {}) for hub in self.hubs},
         }
+
+    def add_hub(self, name: str, environ: Mapping[str, str] | None = None) -> None:
+        """Provision one more hub, which is started and looked after by its name only."""
+        provision.hub(self.directory, name, "berlin")
+        self.roles[name] = ("hub", name, dict(environ or {}))
 
     # --- Processes -----------------------------------------------------------------------------------------------------
 
@@ -120,6 +140,34 @@ class Fleet:
         assert not check or done.returncode == 0, done.stderr
         return done
 
+    @contextmanager
+    def following(self, *arguments: str) -> Iterator[Follower]:
+        """Run a command that ends only when it is told to."""
+        follower = Follower(self, *arguments)
+        try:
+            yield follower
+        finally:
+            follower.close()
+
+    # --- What the cloud says of it --------------------------------------------------------------------------------------
+
+    def ask(self, path: str, **parameters: object) -> Any:
+        """Return what the API says, as its administrator sees it."""
+        api = Api(place_from(None, self.of_api))
+        try:
+            return api.get(path, **parameters)
+        finally:
+            api.close()
+
+    def presence(self, hub: str) -> dict[str, Any]:
+        """Return the one status of a hub."""
+        found = self.ask(f"/hubs/berlin/{hub}")["presence"]
+        return found if isinstance(found, dict) else {}
+
+    def is_online(self, hub: str, via: str) -> bool:
+        found = self.presence(hub)
+        return (found.get("connection"), found.get("via")) == ("online", via)
+
     # --- What can be seen ----------------------------------------------------------------------------------------------
 
     def log(self, name: str) -> list[dict[str, object]]:
@@ -168,11 +216,12 @@ class Fleet:
         for hub, points in before.items():
             until(f"{hub} is stored", lambda hub=hub, points=points: self.confirmed(hub) >= points + more)  # type: ignore[misc]
 
-    def assert_nothing_lost_or_doubled(self) -> None:
-        """Stop the hubs, and hold their own books and their counters against the database."""
-        self.stop(*(hub for hub in self.hubs if hub in self.running))
+    def assert_nothing_lost_or_doubled(self, *hubs: str) -> None:
+        """Stop hubs (by default all), and hold their own books and their counters against the database."""
+        hubs = hubs or tuple(self.hubs)
+        self.stop(*(hub for hub in hubs if hub in self.running))
         audits = {row["hub"]: row for row in self.audit()}
-        for hub in self.hubs:
+        for hub in hubs:
             outbox = self.status(hub)["outbox"]
             assert isinstance(outbox, dict)
             assert outbox["pending"] == 0, f"{hub} still holds messages"
@@ -186,6 +235,30 @@ class Fleet:
         """Wait until no hub has more waiting than what a healthy path holds."""
         for hub in self.hubs:
             until(f"{hub} drains", lambda hub=hub: (self.pending(hub) or 0) <= 5 and self.path(hub) != "none")  # type: ignore[misc]
+
+
+class Follower:
+    """A command that runs on, and what it has printed until now."""
+
+    def __init__(self, fleet: Fleet, *arguments: str):
+        self._file = fleet.logs / f"{arguments[0]}-{len(list(fleet.logs.iterdir()))}.out"
+        with self._file.open("wb") as output:
+            self._process = subprocess.Popen(
+                [*HUBLINE, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=fleet.environ
+            )
+
+    def lines(self) -> list[str]:
+        """Return the lines that are whole."""
+        text = self._file.read_text()
+        return text[: text.rfind("\n") + 1].splitlines()
+
+    def objects(self) -> list[dict[str, Any]]:
+        """Return the lines that are JSON."""
+        return [orjson.loads(line) for line in self.lines() if line.startswith("{")]
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(WAIT_S)
 
 
 def _first_break(values: Sequence[int]) -> str:
