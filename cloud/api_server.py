@@ -10,15 +10,17 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
-from fastapi import FastAPI
 
 from config import limits, log
 from config.endpoint import join_endpoint, split_endpoint
 from config.errors import SettingsError
 from config.settings import Api
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 _log: Final = log.get(__name__)
 

@@ -44,6 +44,7 @@ CONNECTION_LOG: Final = Table(
     Column("evidence", Text, nullable=False),
 )
 Index("connection_log_by_hub", CONNECTION_LOG.c.hub_no, CONNECTION_LOG.c.entry_no)
+Index("connection_log_by_age", CONNECTION_LOG.c.at_ms)
 
 REPORTED: Final = Table(
     "reported",
@@ -169,3 +170,4 @@ AUDIT: Final = Table(
     Column("detail", Text, nullable=False),
 )
 """Who did what through the API, and how it ended."""
+Index("audit_log_by_age", AUDIT.c.at_ms)

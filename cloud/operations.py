@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
@@ -143,8 +143,10 @@ class Operations:
         """Tell the settings machine what a person did."""
         self._to_desired.feed(event)
 
-    def forget(self, key: HubKey) -> None:
-        """Let the machines know nothing of a hub whose rows are gone."""
+    def forget(self, key: HubKey, sensors: Iterable[str]) -> None:
+        """Let the machines know nothing of a hub whose rows are gone, and the broker no values of its sensors."""
+        for sensor in sensors:
+            self._publish(str(Topic.last(self._fleet, *key, sensor)), b"", 1, True)
         self._reachable.discard(key)
         self._protections.pop(key, None)
         self._to_presence.feed(presence_events.Forgotten(key))

@@ -12,10 +12,12 @@ from typing import Final
 
 from sqlalchemy import Connection, Table, bindparam, delete, func, select, tuple_, update
 
+from cloud.fleet_schema import AUDIT, CONNECTION_LOG
 from cloud.log_records import prune_logs
 from cloud.rollups import BUCKET_MS, BUCKETS_PER_HOUR
 from cloud.schema import MESSAGES, ROLLUP_1H, ROLLUP_5MIN, STREAMS
 from cloud.statements import Prepared
+from cloud.task_records import prune as prune_tasks
 from config import limits
 from config.settings import Retention
 
@@ -54,6 +56,17 @@ _DELETE_5MIN: Final = _delete_buckets(ROLLUP_5MIN)
 _DELETE_1H: Final = _delete_buckets(ROLLUP_1H)
 
 
+def _delete_entries(table: Table) -> Prepared:
+    """Return the deletion of the oldest entries of a log."""
+    old = select(table.c.entry_no).where(table.c.at_ms < bindparam("ms"))
+    old = old.limit(bindparam("most")).offset(bindparam("skip"))
+    return Prepared(delete(table).where(table.c.entry_no.in_(old)), "ms", "most", "skip")
+
+
+_DELETE_ENTRIES: Final = (_delete_entries(CONNECTION_LOG), _delete_entries(AUDIT))
+"""How hubs came and went, and who did what, are kept as long as events."""
+
+
 def prune(connection: Connection, retention: Retention, now_ms: int) -> int:
     """Delete up to RETENTION_BATCH rows of each kind that are too old and return how many: 0 when nothing is left to do."""
     deleted = 0
@@ -65,7 +78,12 @@ def prune(connection: Connection, retention: Retention, now_ms: int) -> int:
     ):
         oldest = (now_ms - int(days * _DAY_MS)) // width_ms
         deleted += statement.run(connection, oldest, limits.RETENTION_BATCH, 0)
-    return deleted + prune_logs(connection, now_ms - int(retention.logs_days * _DAY_MS))
+    deleted += prune_logs(connection, now_ms - int(retention.logs_days * _DAY_MS))
+    deleted += prune_tasks(connection, now_ms - int(retention.other_days * _DAY_MS))
+    before_ms = now_ms - int(retention.events_days * _DAY_MS)
+    return deleted + sum(
+        statement.run(connection, before_ms, limits.RETENTION_BATCH, 0) for statement in _DELETE_ENTRIES
+    )
 
 
 def _kinds(connection: Connection) -> Iterator[str]:

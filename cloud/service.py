@@ -52,9 +52,6 @@ UP_QOS: Final = 0
 
 STATE_QOS: Final = 1
 
-TOKENS_FILE: Final = "tokens.json"
-"""In the cloud's bundle, beside its certificate: the first token of the API."""
-
 
 class Service:
     """The cloud service in the running event loop. Raises SettingsError for what a person must mend before it can run."""
@@ -166,7 +163,7 @@ class Service:
         from cloud.api import create_app  # FastAPI takes a while, and memory: only where it is wanted.
 
         desk = ServiceDesk(self._operations, self._database, self._describe)
-        tokens = Tokens(first_tokens(self.settings.identity.cert.parent / TOKENS_FILE))
+        tokens = Tokens(first_tokens(self.settings.api.tokens))
         return ApiServer(create_app(desk, tokens, self.settings), self.settings.api)
 
     # --- The broker -------------------------------------------------------------------------------------------------

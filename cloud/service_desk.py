@@ -16,7 +16,7 @@ from cloud.desired_groups import add_to_group, groups_of, remove_from_group
 from cloud.desired_scopes import DocumentChanged, Scope, key_of
 from cloud.desk import Content, HubKey, Listener, Setting, StaleVersionError, UnknownError
 from cloud.operations import Operations
-from cloud.schema import HUBS
+from cloud.schema import HUBS, SENSORS
 from cloud.task_standing import TaskOrder
 from config import remote
 from config.errors import SettingsError
@@ -146,9 +146,12 @@ class ServiceDesk:
     async def forget(self, key: HubKey, *, by: str) -> None:
         """Delete a hub and everything of it; see `Desk`."""
         number = await self._known(key)
+        sensors = await self._database.read(
+            lambda connection: connection.scalars(select(SENSORS.c.sensor).where(SENSORS.c.hub_no == number)).all()
+        )
         while not await self._database.change(lambda connection: presence_records.forget(connection, number)):
             pass  # A part at a time, so that others can write meanwhile.
-        self._operations.forget(key)
+        self._operations.forget(key, sensors)
         await self._operations.lane.drained()
 
     # --- Reading ------------------------------------------------------------------------------------------------------

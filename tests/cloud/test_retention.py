@@ -6,17 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, insert, update
 
+from broker.control import LogRecord, Logs
+from cloud import task_records
 from cloud.batch import Batch
+from cloud.fleet_schema import AUDIT, CONNECTION_LOG, TASK_TARGETS
+from cloud.log_records import apply_logs
 from cloud.queries import Archive
 from cloud.rollups import BUCKET_MS
 from cloud.store import Store
+from cloud.task_standing import TaskOrder
 from config import limits
 from config.settings import Retention
 from tests.cloud.stored import content_of, query
 from tests.cloud.wire import EPOCH, FLEET, SITE, T0, message, one, payload, readings
 
 DAY_MS = 86_400_000
+LOGS_OF_EVENTS = ("connection_log", "audit_log")
 KEPT = Retention(readings_days=10, events_days=20, logs_days=1, other_days=5, rollup_5min_days=30, rollup_1h_days=60)
 
 
@@ -101,3 +108,35 @@ def test_pruned_messages_are_counted_for_their_own_stream(store: Store, file: Pa
     prune_all(store, T0 + 11 * DAY_MS)
     sql = "SELECT hub, pruned_messages, pruned_points FROM streams JOIN hubs USING (hub_no) ORDER BY hub"
     assert query(file, sql) == [("pc-1", 1, 1), ("pc-2", 2, 2)]
+
+
+@pytest.mark.parametrize(("age_days", "left"), [(0.9, 4), (1.1, 3), (5.1, 2), (20.1, 0)])
+def test_what_was_logged_and_asked_for_is_kept_as_long_as_its_kind(
+    store: Store, file: Path, age_days: float, left: int
+) -> None:
+    """Hubs' log lines as logs, finished tasks as other messages, who came and went and who did what as events."""
+    store.open()
+
+    def add(connection: Connection) -> None:
+        task_records.create(connection, TaskOrder("0" * 16, "ping", {}, T0, T0 + 1), "ann", [1])
+        connection.execute(update(TASK_TARGETS).values(state="done"))
+        apply_logs(connection, 1, Logs(EPOCH, [LogRecord(1, T0, "info", "x")]), T0)
+        told = {"at_ms": T0, "connection": "online", "reason": "started", "evidence": "{}"}
+        connection.execute(insert(CONNECTION_LOG).values(hub_no=1, **told))
+        connection.execute(
+            insert(AUDIT).values(at_ms=T0, who="ann", action="x", target="x", outcome="done", detail="{}")
+        )
+
+    store.change(add)
+    prune_all(store, T0 + int(age_days * DAY_MS))
+    counts = [query(file, f"SELECT count(*) FROM {table}")[0][0] for table in ("logs", "tasks", *LOGS_OF_EVENTS)]
+    assert sum(counts) == left
+
+
+def test_a_task_that_is_still_open_is_kept_however_old_it_is(store: Store, file: Path) -> None:
+    store.open()
+    store.change(
+        lambda connection: task_records.create(connection, TaskOrder("0" * 16, "ping", {}, T0, T0 + 1), "ann", [1])
+    )
+    prune_all(store, T0 + 1000 * DAY_MS)
+    assert query(file, "SELECT count(*) FROM tasks")[0][0] == 1
