@@ -27,31 +27,28 @@ from config.settings import ReaderSettings, load
 
 @click.command()
 @click.option("-c", "--config", "file", type=click.Path(path_type=Path), required=True, help="The reader.toml.")
-@click.argument("topic_filter", required=False)
-def tail(file: Path, topic_filter: str | None) -> None:
-    """Print messages as they come. TOPIC_FILTER is MQTT's ("+" one level, "#" the rest); without it, all one may read."""
+@click.argument("topic_filter", nargs=-1)
+def tail(file: Path, topic_filter: tuple[str, ...]) -> None:
+    """Print messages as they come. TOPIC_FILTER is MQTT's ("+" one level, "#" the rest); without one, all one may read."""
     settings = load(file, ReaderSettings)
     identity = settings.identity
-    if topic_filter is None:
-        topic_filter = everything_filter(identity.fleet, None if identity.site == CLOUD_SITE else identity.site)
-    elif not is_topic_filter(topic_filter):
-        raise SettingsError(
-            'is not a topic filter: "+" stands for one whole level, "#" only at the end', value=topic_filter
-        )
+    scope = everything_filter(identity.fleet, None if identity.site == CLOUD_SITE else identity.site)
     reader = Principal(identity.fleet, identity.site, "reader", identity.name)
-    if not may_subscribe(reader, CLOUD_SITE, topic_filter):
-        scope = everything_filter(identity.fleet, None if identity.site == CLOUD_SITE else identity.site)
-        raise SettingsError(f"{reader} may read {scope} only, and this filter asks for more", value=topic_filter)
+    for wanted in topic_filter:
+        if not is_topic_filter(wanted):
+            problem = 'is not a topic filter: "+" stands for one whole level, "#" only at the end'
+            raise SettingsError(problem, value=wanted)
+        if not may_subscribe(reader, CLOUD_SITE, wanted):
+            raise SettingsError(f"{reader} may read {scope} only, and this filter asks for more", value=wanted)
     log.set_up(settings.log)
-    wanted = topic_filter
-    run_until_stopped(lambda stop: _Tail(settings, wanted).run(stop))
+    run_until_stopped(lambda stop: _Tail(settings, topic_filter or (scope,)).run(stop))
 
 
 class _Tail:
     """Subscribes, prints, and connects again whenever the session is lost."""
 
-    def __init__(self, settings: ReaderSettings, topic_filter: str):
-        self._settings, self._filter = settings, topic_filter
+    def __init__(self, settings: ReaderSettings, topic_filters: tuple[str, ...]):
+        self._settings, self._filters = settings, topic_filters
         self._over = asyncio.Event()
         self._session: Session | None = None
         self._told = ""
@@ -83,9 +80,9 @@ class _Tail:
     def _on_event(self, event: SessionEvent) -> None:
         match event:
             case Opened():
-                self._tell(f"connected to {self._settings.reader.broker}, listening to {self._filter}")
+                self._tell(f"connected to {self._settings.reader.broker}, listening to {' '.join(self._filters)}")
                 assert self._session is not None
-                self._session.subscribe([(self._filter, 1)])
+                self._session.subscribe([(wanted, 1) for wanted in self._filters])
             case Received(topic, payload, retain):
                 self._print(topic, payload, retain)
             case Refused(reason) | Lost(reason, _):

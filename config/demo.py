@@ -165,6 +165,7 @@ def tell_outage(console: Console, fleet: DemoFleet, outage_s: int) -> None:
     say(
         f"The hubs measure on and keep everything. After {outage_s} s without a connector (300 s by default) they go around it."
     )
+    say("Until then the cloud calls them path-down, not offline: it knows that their connector is out.")
     watch(console, fleet, lambda: fleet.all_on("direct"), lambda: _countdown(fleet))
     say(
         "Every hub sends to the cloud directly; what had waited is on its way. Nobody who reads the data sees a difference."
@@ -213,23 +214,26 @@ def _tell(console: Console, verdicts: list[Verdict]) -> None:
 
 def _table(fleet: DemoFleet, caption: str) -> Table:
     table = Table(caption=caption or None, caption_justify="left")
-    for column in ("hub", "path", *SHOWN.values(), "points waiting", "values stored"):
-        table.add_column(column, justify="left" if column in ("hub", "path") else "right", no_wrap=True)
+    for column in ("hub", "path", "for the cloud", *SHOWN.values(), "waiting", "stored"):
+        left = column in ("hub", "path", "for the cloud")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for hub_id in fleet.hubs:
         status, counts = fleet.status(hub_id), fleet.counts[hub_id]
         values = (_shown(counts.values.get(name)) for name in SHOWN)
         pending = "" if status is None else str(status.outbox.points)
-        table.add_row(hub_id, _path(status), *values, pending, f"{sum(counts.stored.values()):,}")
+        stored = f"{sum(counts.stored.values()):,}"
+        table.add_row(hub_id, _path(status), counts.presence, *values, pending, stored)
     return table
 
 
 def _line(fleet: DemoFleet) -> str:
-    """Return the state of the fleet in a line, for where there is no terminal."""
+    """Return the state of the fleet, a hub a line, for where there is no terminal."""
     parts = []
     for hub_id in fleet.hubs:
         status, counts = fleet.status(hub_id), fleet.counts[hub_id]
-        parts.append(f"{hub_id} {_path(status)}, {sum(counts.stored.values())} values stored")
-    return "; ".join(parts)
+        known = f", {counts.presence} for the cloud" if counts.presence else ""
+        parts.append(f"{hub_id} {_path(status)}{known}, {sum(counts.stored.values())} values stored")
+    return "\n".join(parts)
 
 
 def _path(status: HubStatus | None) -> str:

@@ -80,10 +80,11 @@ class Process:
 
 @dataclass(slots=True)
 class Counts:
-    """Of one hub, by `last/{sensor}` as any subscriber sees it: how many values the cloud has stored, and the newest."""
+    """Of one hub, as any subscriber sees it: how many values the cloud has stored, the newest, and its one status."""
 
     stored: dict[str, int] = field(default_factory=dict)
     values: dict[str, object] = field(default_factory=dict)
+    presence: str = ""
 
 
 class DemoFleet:
@@ -208,7 +209,7 @@ class DemoFleet:
         log = self.directory / "logs" / "viewer.log"
         with log.open("ab") as errors:
             popen = subprocess.Popen(
-                [*command, f"hl1/{FLEET}/+/hub/+/last/+"],
+                [*command, f"hl1/{FLEET}/+/hub/+/last/+", f"hl1/{FLEET}/+/hub/+/presence"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -224,11 +225,14 @@ class DemoFleet:
             words = line.decode("utf-8", "replace").split(" ", 2)
             if len(words) < 3:
                 continue
-            *_, hub_id, _, sensor = words[1].split("/")
-            last = orjson.loads(words[2].removeprefix("retained "))
+            _, _, _, _, hub_id, channel, *sensor = words[1].split("/")
+            said = orjson.loads(words[2].removeprefix("retained "))
             counts = self.counts.setdefault(hub_id, Counts())
-            counts.values[sensor] = last["value"]
-            counts.stored[sensor] = last["count"]
+            if channel == "presence":
+                counts.presence = said["connection"]
+            else:
+                counts.values[sensor[0]] = said["value"]
+                counts.stored[sensor[0]] = said["count"]
 
 
 def _rows(output: bytes) -> Iterator[object]:
