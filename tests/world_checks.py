@@ -298,7 +298,12 @@ class Checks:
             if not hub.up or hub.sending:
                 continue
             ledger = self._ledgers[hub.name]
-            if ledger.is_good():
+            if any(
+                ledger.is_good(number) and carrier.connection is not None and carrier.connection.broker.refusing
+                for number, carrier in hub.carriers.items()
+            ):
+                ledger.idle_since = now  # What it watches is good, but takes no session that could carry anything.
+            elif ledger.is_good():
                 unused_s = now - max(ledger.good_since or 0.0, ledger.idle_since)
                 if unused_s > UNUSED_S:
                     self.complain(hub.name, f"has no path, though one has been good for {unused_s:.0f} s")
