@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
@@ -15,7 +16,8 @@ from typing import Final, NoReturn
 import click
 from rich.console import Console
 
-from bench import failover, peer, reconnect, report, scenarios
+from bench import failover, operations, operations_table, peer, reconnect, report, scenarios
+from bench.report import Grid
 from bench.rig import ROOT, Rig
 from bench.scenarios import FULL, QUICK, Plan, Results
 from config.errors import HublineError
@@ -26,11 +28,19 @@ WIDTH: Final = 130
 """Columns where there is no terminal."""
 
 
+_SECTIONS: Final[Mapping[str, Callable[[bool, scenarios.Tell], Grid]]] = {
+    "failover": lambda quick, _: failover.grid(failover.measure(rounds=1 if quick else 5)),
+    "reconnect": lambda quick, _: reconnect.grid(reconnect.measure(pairs=1 if quick else 5)),
+    "operations": lambda quick, tell: operations_table.grid(operations.measure(tell, quick=quick)),
+}
+
+
 @click.command()
+@click.argument("only", type=click.Choice(list(_SECTIONS)), required=False)
 @click.option("--quick", is_flag=True, help="One short pair of each: less than two minutes, an indication only.")
 @click.option("--write/--no-write", default=True, show_default=True, help="Renew the tables of docs/performance.md.")
-def main(quick: bool, write: bool) -> None:
-    """Measure Hubline against Mosquitto bridged to Mosquitto, on loopback."""
+def main(only: str | None, quick: bool, write: bool) -> None:
+    """Measure Hubline against Mosquitto bridged to Mosquitto, on loopback; or only one of the runs beside that."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     plan = QUICK if quick else FULL
     for number in _SIGNALS:
@@ -39,21 +49,23 @@ def main(quick: bool, write: bool) -> None:
     began = time.monotonic()
     try:
         peer.program()
-        results = _measure(plan, lambda words: console.print(f"[dim]{time.monotonic() - began:5.0f} s[/]  {words}"))
-        for grid in report.grids(results):
-            console.print(f"\n[bold]{grid.title}[/]", *[grid.said] * bool(grid.said), sep="\n")
-            console.print(grid.on_terminal())
-        console.print(report.machine(plan).replace("**", ""))
-        if write:
-            report.write(DOCUMENT, results, plan)
-        for name, measured in (
-            ("failover", failover.grid(failover.measure(rounds=1 if quick else 5))),
-            ("reconnect", reconnect.grid(reconnect.measure(pairs=1 if quick else 5))),
-        ):
-            console.print(f"\n[bold]{measured.title}[/]", measured.said, sep="\n")
-            console.print(measured.on_terminal())
+
+        def tell(words: str) -> None:
+            console.print(f"[dim]{time.monotonic() - began:5.0f} s[/]  {words}")
+
+        if only is None:
+            results = _measure(plan, tell)
+            for grid in report.grids(results):
+                _show(console, grid)
+            console.print(report.machine(plan).replace("**", ""))
             if write:
-                report.write_section(DOCUMENT, name, measured)
+                report.write(DOCUMENT, results, plan)
+        for name, measure in _SECTIONS.items():
+            if only in (None, name):
+                measured = measure(quick, tell)
+                _show(console, measured)
+                if write:
+                    report.write_section(DOCUMENT, name, measured)
         if write:
             console.print(f"Written into {DOCUMENT.relative_to(ROOT)}.")
     except (HublineError, OSError) as exc:
@@ -62,6 +74,11 @@ def main(quick: bool, write: bool) -> None:
     except KeyboardInterrupt:
         console.print("Interrupted: nothing is written.")
         sys.exit(130)
+
+
+def _show(console: Console, grid: Grid) -> None:
+    console.print(f"\n[bold]{grid.title}[/]", *[grid.said] * bool(grid.said), sep="\n")
+    console.print(grid.on_terminal())
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

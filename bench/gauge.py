@@ -46,8 +46,8 @@ class Gauge:
 
     def usage(self) -> Usage:
         """Read the counters."""
-        cpu_s = {name: _cpu_s(process) for name, process in self._processes.items()}
-        return Usage(cpu_s, _cpu_s(self._own), wan_bytes(self._bridge, self._cloud_port))
+        cpu_s = {name: cpu_s_of(process) for name, process in self._processes.items()}
+        return Usage(cpu_s, cpu_s_of(self._own), wan_bytes(self._bridge, self._cloud_port))
 
     def memory(self) -> dict[str, Memory]:
         """Read the memory of each process."""
@@ -73,6 +73,7 @@ def wan_bytes(pid: int, port: int) -> Wan | None:
     return None
 
 
-def _cpu_s(process: psutil.Process) -> float:
+def cpu_s_of(process: psutil.Process) -> float:
+    """Return the seconds of CPU that one process has used."""
     times = process.cpu_times()
     return times.user + times.system

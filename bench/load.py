@@ -48,14 +48,14 @@ class Line(asyncio.Protocol):
         self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.lost: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-    async def open(self, endpoint: str, context: ssl.SSLContext) -> None:
-        """Connect and open a session. Raises OSError, TimeoutError."""
+    async def open(self, endpoint: str, context: ssl.SSLContext, will: tuple[str, bytes] | None = None) -> None:
+        """Connect and open a session, with a retained last will (topic, payload) if given. Raises OSError, TimeoutError."""
         host, port = split_endpoint(endpoint)
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await asyncio.get_running_loop().create_connection(lambda: self, host, port, ssl=context)
-            name = self.client_id.encode()
-            flags = b"\x02" + KEEP_ALIVE_S.to_bytes(2, "big")
-            body = b"\x00\x04MQTT\x04" + flags + len(name).to_bytes(2, "big") + name
+            texts = [self.client_id.encode(), *([will[0].encode(), will[1]] if will is not None else [])]
+            flags = (b"\x02" if will is None else b"\x2e") + KEEP_ALIVE_S.to_bytes(2, "big")
+            body = b"\x00\x04MQTT\x04" + flags + b"".join(len(text).to_bytes(2, "big") + text for text in texts)
             answer = await self._ask(b"\x10" + packets.length_bytes(len(body)) + body)
         if answer != packets.CONNACK_ACCEPTED:
             raise ConnectionError(f"{endpoint} refused {self.client_id}: {answer.hex()}")
@@ -68,14 +68,15 @@ class Line(asyncio.Protocol):
         if answer[-1] == packets.NOT_SUBSCRIBED:
             raise ConnectionError(f"{self.client_id} may not subscribe to {topic_filter}")
 
-    def publish(self, topic: bytes, payloads: list[bytes]) -> None:
+    def publish(self, topic: bytes, payloads: list[bytes], *, retain: bool = False) -> None:
         """Send messages to one topic (bytes with their length before them) with QoS 1."""
         assert self._transport is not None
+        first = b"\x33" if retain else b"\x32"
         out = []
         for payload in payloads:
             self._packet_id = self._packet_id % 0xFFFF + 1
             length = packets.length_bytes(len(topic) + 2 + len(payload))
-            out.append(b"\x32%b%b%b%b" % (length, topic, self._packet_id.to_bytes(2, "big"), payload))
+            out.append(b"%b%b%b%b%b" % (first, length, topic, self._packet_id.to_bytes(2, "big"), payload))
         self._transport.writelines(out)
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from config import limits
 
 router = APIRouter()
 
-Kind = Literal["presence", "task", "settings"]
+Kind = Literal["presence", "forgotten", "task", "settings"]
 
 _EXAMPLE: Final = (
     'event: presence\ndata: {"at": 1763798400000, "key": "berlin/pc-1", "body": {"connection": "offline"}}\n\n'
@@ -72,7 +72,7 @@ async def stream_events(
     access: Reader,
     desk: TheDesk,
     request: Request,
-    kinds: Annotated[list[Kind] | None, Query(alias="kind", max_length=3, description="only these")] = None,
+    kinds: Annotated[list[Kind] | None, Query(alias="kind", max_length=4, description="only these")] = None,
 ) -> StreamingResponse:
     """Changes of presence, tasks and settings as they happen, as server-sent events."""
     streams: Streams = request.app.state.streams

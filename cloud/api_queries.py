@@ -116,7 +116,9 @@ def summary(row: AnyRow) -> models.HubSummary:
             via=row.via,
             last_seen=row.last_seen_ms,
             text=row.reason,
+            actions=[],  # Given, since pydantic copies a default deeply, which takes as long as all the rest.
             skew_ms=row.skew_ms,
+            evidence={},
         )
     return models.HubSummary(
         site=row.site,
@@ -159,7 +161,7 @@ def hub(connection: Connection, sees: str | None, key: HubKey) -> models.Hub:
 def settings_state(connection: Connection, number: int) -> models.SettingsState | None:
     """Return what is desired of a hub against what it reports, None if nothing was ever desired."""
     row = connection.execute(select(SETTINGS_OF_HUBS).where(SETTINGS_OF_HUBS.c.hub_no == number)).one_or_none()
-    if row is None:
+    if row is None or (row.desired_version == 0 and row.reported_hash is None):
         return None
     state = "waiting"
     if row.reported_hash == row.desired_hash:

@@ -134,9 +134,11 @@ class Database:
     def _changed(self, work: Callable[[Connection], T]) -> T:
         try:
             self._open()
-        except SettingsError as exc:  # Not what was asked for is wrong, but the database.
+            return self._store.change(work)
+        except SettingsError as exc:
+            if exc.file != self._file:
+                raise  # What was asked for is wrong, not the database.
             raise StorageError(self._file, exc.problem) from exc
-        return self._store.change(work)
 
     def _reading(self, work: Callable[[Connection], T]) -> T:
         try:

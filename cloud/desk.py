@@ -26,7 +26,7 @@ HubKey: TypeAlias = tuple[str, str]
 Content: TypeAlias = Mapping[str, Mapping[str, Any]]
 """A document of settings: keys and values by section."""
 
-ChangeKind: TypeAlias = Literal["presence", "task", "settings", "reload"]
+ChangeKind: TypeAlias = Literal["presence", "forgotten", "task", "settings", "reload"]
 
 
 class StaleVersionError(HublineError):

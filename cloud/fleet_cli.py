@@ -159,6 +159,32 @@ def show(directory: Path | None, as_json: bool, hub_name: str) -> None:
 
 @fleet.command()
 @click.argument("hub_name", metavar="HUB")
+@with_api
+def pause(directory: Path | None, as_json: bool, hub_name: str) -> None:
+    """Expect nothing of HUB (or SITE/HUB) and start nothing on it, until it is resumed."""
+    _pause(directory, as_json, hub_name, "pause", "is paused: it is expected to be away, and no task starts on it")
+
+
+@fleet.command()
+@click.argument("hub_name", metavar="HUB")
+@with_api
+def resume(directory: Path | None, as_json: bool, hub_name: str) -> None:
+    """End the pause of HUB (or SITE/HUB)."""
+    _pause(directory, as_json, hub_name, "resume", "is no longer paused")
+
+
+def _pause(directory: Path | None, as_json: bool, hub_name: str, verb: str, told: str) -> None:
+    api = api_at(directory)
+    name = hub_named(api, hub_name)
+    done = api.call("POST", f"/hubs/{name}/{verb}")
+    if as_json:
+        say_json(done)
+    else:
+        click.echo(f"{name} {told}.")
+
+
+@fleet.command()
+@click.argument("hub_name", metavar="HUB")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @with_api
 def forget(directory: Path | None, as_json: bool, hub_name: str, yes: bool) -> None:
@@ -171,7 +197,9 @@ def forget(directory: Path | None, as_json: bool, hub_name: str, yes: bool) -> N
     if as_json:
         say_json(done)
     else:
-        click.echo(f"{name} is forgotten. If it still runs, it will come back as a new hub.")
+        click.echo(
+            f"{name} is forgotten. If it still runs it will come back as a new hub; if it is provisioned, as never seen."
+        )
 
 
 # --- Groups ----------------------------------------------------------------------------------------------------------

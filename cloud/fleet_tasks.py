@@ -30,6 +30,8 @@ from config.errors import SettingsError, TransportError
 
 _ACTIONS: Final = ("ping", "sample-now", "report-now", "restart-hub", "collect-logs", "run-check", "update-now")
 _ENDED: Final = ("done", "failed", "refused", "expired", "cancelled")
+_FORGOTTEN: Final = "forgotten"
+"""What becomes of a target whose hub is forgotten before the task has ended there; only who follows the task sees it."""
 _PATIENCE: Final = int(limits.FLEET_TIMEOUT_S / limits.FLEET_POLL_S)
 """Polls in a row that may fail while a task is followed: the cloud service may be restarted meanwhile."""
 
@@ -81,10 +83,10 @@ def task(
     ended = _follow(api, made["task"], made["targets"], quiet=as_json)
     if as_json:
         say_json({**api.get(f"/tasks/{made['task']}"), "targets": ended})
-    failed = sum(entry["state"] != "done" for entry in ended)
+    done = sum(entry["state"] == "done" for entry in ended)
     if not as_json:
-        click.echo(f"Task {made['task']}: done on {len(ended) - failed} of {_hubs(len(ended))}.")
-    if failed:
+        click.echo(f"Task {made['task']}: done on {done} of {_hubs(made['targets'])}.")
+    if done < made["targets"]:
         ctx.exit(1)
 
 
@@ -113,7 +115,7 @@ def tasks(
         return
     if cancel:
         api.call("POST", f"/tasks/{task_id}/cancel", body={"hub": name})
-    found = api.get(f"/tasks/{task_id}", limit=limits.API_PAGE_MAX)
+    found = _whole(api, task_id)
     if as_json:
         say_json(found)
         return
@@ -177,35 +179,46 @@ class _Lines:
 
 
 def _follow(api: Api, task_id: str, targets: int, *, quiet: bool) -> list[dict[str, Any]]:
-    """Wait until a task has ended on all of its targets and return them."""
+    """Wait until a task has ended on all of its targets and return them.
+
+    One that has vanished before its end, since its hub was forgotten, is returned as "forgotten".
+    """
     known: dict[str, dict[str, Any]] = {}
     with _watching(targets, quiet=quiet) as watcher:
         failures = 0
         while True:
             try:
-                for entry in _targets(api, task_id):
-                    name = f"{entry['site']}/{entry['hub']}"
-                    if entry["state"] in _ENDED and (name not in known or known[name]["state"] not in _ENDED):
-                        watcher.ended(entry)
-                    known[name] = entry
-                failures = 0
+                entries = _whole(api, task_id)["targets"]["items"]
             except TransportError:
                 failures += 1
                 if failures > _PATIENCE:
                     raise
-            if known and all(entry["state"] in _ENDED for entry in known.values()):
-                return list(known.values())
+            else:
+                failures = 0
+                before, known = known, {f"{entry['site']}/{entry['hub']}": entry for entry in entries}
+                for name, entry in before.items():
+                    known.setdefault(name, entry if _is_over(entry) else {**entry, "state": _FORGOTTEN})
+                for name, entry in known.items():
+                    if _is_over(entry) and not (name in before and _is_over(before[name])):
+                        watcher.ended(entry)
+                if all(map(_is_over, known.values())):
+                    return list(known.values())
             threading.Event().wait(limits.FLEET_POLL_S)
 
 
-def _targets(api: Api, task_id: str) -> Iterator[dict[str, Any]]:
-    cursor = None
-    while True:
-        page = api.get(f"/tasks/{task_id}", limit=limits.API_PAGE_MAX, cursor=cursor)["targets"]
-        yield from page["items"]
-        cursor = page["next"]
-        if cursor is None:
-            return
+def _is_over(entry: dict[str, Any]) -> bool:
+    return entry["state"] in _ENDED or entry["state"] == _FORGOTTEN
+
+
+def _whole(api: Api, task_id: str) -> Any:
+    """Return a task with all of its targets, whatever the number of pages."""
+    whole = api.get(f"/tasks/{task_id}", limit=limits.API_PAGE_MAX)
+    targets = whole["targets"]
+    while targets["next"] is not None:
+        page = api.get(f"/tasks/{task_id}", limit=limits.API_PAGE_MAX, cursor=targets["next"])["targets"]
+        targets["items"] += page["items"]
+        targets["next"] = page["next"]
+    return whole
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def watch(directory: Path | None, as_json: bool, site: str | None, tasks: bool) 
     """
     api, wait = api_at(directory), _Patience()
     seen = _Seen(site, as_json)
-    kinds = ["presence", "task", "settings"] if tasks else ["presence"]
+    kinds = ["presence", "forgotten", *(["task", "settings"] if tasks else [])]
     first = True
     while True:
         try:
@@ -52,6 +52,8 @@ def watch(directory: Path | None, as_json: bool, site: str | None, tasks: bool) 
                     wait.over(f"watching {api.place.url}")
                 elif name == "presence":
                     seen.take(event["key"], event["body"], event["at"])
+                elif name == "forgotten":
+                    seen.forget(event["key"], event["at"])
                 else:
                     seen.tell(name, event)
             reason = "the stream has ended"
@@ -96,6 +98,16 @@ class _Seen:
         reason, text = visible(str(presence.get("reason"))), visible(str(presence.get("text") or ""))
         click.echo(f"{clock(at)}  {name}  {click.style(shown, fg=colour) if colour else shown}  {reason}: {text}")
         sys.stdout.flush()
+
+    def forget(self, name: str, at: int) -> None:
+        """Print that a hub is no longer known."""
+        if self._known.pop(name, None) is None:
+            return
+        if self._as_json:
+            say_line({"at": at, "hub": name, "connection": None, "reason": "forgotten"})
+        else:
+            click.echo(f"{clock(at)}  {name}  {'-'.ljust(19)}  forgotten")
+            sys.stdout.flush()
 
     def tell(self, kind: str, event: dict[str, Any]) -> None:
         """Print a change of a task or of settings."""

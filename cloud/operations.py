@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from random import SystemRandom
 from typing import Final, TypeAlias
@@ -29,13 +29,12 @@ from cloud.desired import Desired
 from cloud.desk import Change, Changes, HubKey
 from cloud.ingest import Heard
 from cloud.lane import Lane
-from cloud.presence_facts import DUPLICATE, PAUSED, Policy, Record
+from cloud.presence_facts import Policy, Record
 from cloud.reported_records import protections
 from cloud.task_standing import TargetChange
 from cloud.tasks import Tasks
 from config import limits, log, roster
 from config.errors import SettingsError, StorageError
-from config.files import inode_of
 from config.settings import CloudSettings, HubMode
 
 _log: Final = log.get(__name__)
@@ -43,16 +42,15 @@ _log: Final = log.get(__name__)
 Publish: TypeAlias = Callable[[str, bytes, int, bool], None]
 """(topic, payload, qos, retain); what it can't send is lost."""
 
-_NOT_TO_BE_STARTED: Final = (PAUSED, DUPLICATE)
-"""Reasons for which the cloud starts nothing toward a hub that is online: nobody wants it, or nobody knows which machine."""
-
 
 class Operations:
     """The three machines. `publish` is the session with the cloud broker; before `run` has loaded them, what comes waits."""
 
-    def __init__(self, settings: CloudSettings, database: Database, publish: Publish):
+    def __init__(
+        self, settings: CloudSettings, database: Database, publish: Publish, patience_s: float = limits.LANE_WAIT_S
+    ):
         self.changes: Final = Changes()
-        self.lane: Final = Lane(database)
+        self.lane: Final = Lane(database, patience_s)
         self._settings: Final = settings
         self._fleet: Final = settings.identity.fleet
         self._database: Final = database
@@ -62,9 +60,10 @@ class Operations:
         self._loaded = False
         self._ready: Final = asyncio.Event()
         self._protections: Final[dict[HubKey, Protection | None]] = {}
-        self._published: Final[dict[HubKey, Presence]] = {}
+        self._assess: Final = lru_cache(limits.ASSESSMENTS_REMEMBERED)(vector.assess)
         self._reachable: Final[set[HubKey]] = set()
         self._roster_file: tuple[int, int] | None = None
+        self._roster_problem = ""
 
     # --- Life ---------------------------------------------------------------------------------------------------------
 
@@ -110,7 +109,7 @@ class Operations:
         for record in records:
             self._tell_policy(record.key, self._desired.content_of(record.key))
             self._reach(record)
-        self._read_roster()
+        self.read_roster()
         if self._connected:
             self.connected()
         while self._early:
@@ -123,8 +122,8 @@ class Operations:
             for runner in (self._to_presence, self._to_tasks, self._to_desired):
                 runner.close()
             try:
-                await asyncio.wait_for(self.lane.drained(), limits.STORE_CLOSE_TIMEOUT_S)
-            except TimeoutError:
+                await asyncio.wait_for(self.lane.done(), limits.STORE_CLOSE_TIMEOUT_S)
+            except (TimeoutError, StorageError):
                 _log.warning("stopped_before_all_was_saved", waiting=self.lane.waiting)
 
     async def ready(self) -> None:
@@ -215,12 +214,14 @@ class Operations:
                     self._to_tasks.feed(tasks.Reported(key, report))
                     self._tell("task", report.task, {"hub": key[1], **msgspec.to_builtins(report)}, key[0])
             case Reported() as reported:
+                known = self._protections.get(key)
                 self._protections[key] = reported.protection
                 self._to_presence.feed(presence_events.Reported(key, reported.machine))
                 self._to_desired.feed(desired.Reported(key, reported.settings))
                 if reported.settings is not None:
                     self._tell("settings", f"hub/{key[0]}/{key[1]}", msgspec.to_builtins(reported.settings), key[0])
-                self._publish_presence(key)
+                if reported.protection != known:
+                    self.lane.then(lambda: self._publish_presence(key))
             case Logs():
                 pass  # They are read from the database.
 
@@ -232,7 +233,7 @@ class Operations:
             return
         self._to_presence.feed(presence_events.PollCame(*place))
         record = self._presence.record(key)
-        if record is not None and record.mode == "polling" and record.paused_by is None:
+        if record is not None and record.mode == "polling" and _may_be_started(record):
             self._to_desired.feed(desired.Polled(key, signal.settings))
             self._to_tasks.feed(tasks.Polled(key))
 
@@ -241,7 +242,7 @@ class Operations:
     def _on_presence(self, command: presence_events.Command) -> None:
         match command:
             case presence_events.Save(record):
-                self.lane.change(lambda connection: presence_records.save(connection, [record]))
+                self.lane.change(lambda connection: presence_records.save(connection, [record]), name=record.key)
                 self._reach(record)
             case presence_events.Log(entry):
                 self.lane.change(lambda connection: presence_records.log(connection, [entry]))
@@ -255,31 +256,36 @@ class Operations:
             case presence_events.Publish(key, _):
                 self.lane.then(lambda: self._publish_presence(key))
             case presence_events.Clear(key):
-                self._published.pop(key, None)
-                topic = str(Topic.presence(self._fleet, *key))
-                self.lane.then(lambda: self._publish(topic, b"", 1, True))
+                self.lane.then(lambda: self._clear_presence(key))
+
+    def _clear_presence(self, key: HubKey) -> None:
+        self._publish(str(Topic.presence(self._fleet, *key)), b"", 1, True)
+        self._tell("forgotten", f"{key[0]}/{key[1]}", {}, key[0])
 
     def _publish_presence(self, key: HubKey) -> None:
         told = self.presence_of(key)
         if told is None:
             return
-        self._published[key] = told
         self._publish(str(Topic.presence(self._fleet, *key)), encode(told), 1, True)
         self._tell("presence", f"{key[0]}/{key[1]}", msgspec.to_builtins(told), key[0])
+
+    def record(self, key: HubKey) -> Record | None:
+        """Return what is known of a hub."""
+        return self._presence.record(key)
 
     def presence_of(self, key: HubKey) -> Presence | None:
         """Return the status of a hub as it is told."""
         status = self._presence.status(key) if self._loaded else None
         if status is None:
             return None
-        shown = vector.assess(
+        shown = self._assess(
             status.connection,
             self._protections.get(key),
             reason=status.reason,
             language=self._settings.presence.language,
             via=status.via,
-            last_seen_ms=status.last_seen_ms,
-            expected_direct_by_ms=status.expected_direct_by_ms,
+            last_seen_ms=_minute_of(status.last_seen_ms),
+            expected_direct_by_ms=_minute_of(status.expected_direct_by_ms),
         )
         return Presence(
             connection=status.connection,
@@ -302,7 +308,7 @@ class Operations:
             status is not None
             and status.connection == "online"
             and record.mode == "continuous"
-            and status.reason not in _NOT_TO_BE_STARTED
+            and _may_be_started(record)
         )
         if reachable == (record.key in self._reachable):
             return
@@ -357,9 +363,10 @@ class Operations:
     async def _keep_roster(self) -> None:
         while True:
             await asyncio.sleep(limits.ROSTER_LOOK_S)
-            self._read_roster()
+            self.read_roster()
 
-    def _read_roster(self) -> None:
+    def read_roster(self) -> None:
+        """Look whether the roster is another one, and take it in."""
         file = self._settings.cloud.roster
         if file is None:
             return
@@ -369,10 +376,11 @@ class Operations:
         try:
             found = roster.read(file)
         except SettingsError as exc:
-            _log.warning("roster_not_read", reason=str(exc))
+            if str(exc) != self._roster_problem:  # It is tried again soon; the same complaint once is enough.
+                _log.warning("roster_not_read", reason=str(exc))
+            self._roster_problem = str(exc)
             return
-        finally:
-            self._roster_file = stamp
+        self._roster_file, self._roster_problem = stamp, ""
         entries = tuple(
             presence_events.RosterEntry(
                 (entry.site, entry.hub),
@@ -384,9 +392,20 @@ class Operations:
         self._to_presence.feed(presence_events.RosterRead(entries))
 
 
+def _minute_of(ms: int | None) -> int | None:
+    """Return the minute's beginning: sentences tell no less, so that the hubs of a list share most of them."""
+    return None if ms is None else ms - ms % 60_000
+
+
+def _may_be_started(record: Record) -> bool:
+    """Tell whether anything may be started toward a hub: somebody wants it, and it is clear which machine it is."""
+    return record.paused_by is None and record.rivals is None
+
+
 def _stamp_of(file: Path) -> tuple[int, int] | None:
     """Return what differs when a file was replaced."""
-    inode = inode_of(file)
-    if inode is None:
+    try:
+        found = file.stat()
+    except OSError:
         return None
-    return inode[1], file.stat().st_mtime_ns
+    return found.st_ino, found.st_mtime_ns

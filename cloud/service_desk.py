@@ -69,7 +69,7 @@ class ServiceDesk:
             raise UnknownError(f"there is no task {task}")
         await self._operations.ready()
         self._operations.feed_tasks(tasks.CancelAsked(task, None if key is None else (key,)))
-        await self._operations.lane.drained()
+        await self._operations.lane.done()
 
     # --- Settings -----------------------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class ServiceDesk:
             DocumentChanged(document.scope, document.name, document.version, document.content)
         )
         self._operations.tell_document(scope, name, document.version)
-        await self._operations.lane.drained()
+        await self._operations.lane.done()
         return document.version, warnings
 
     async def effective_settings(self, key: HubKey) -> Mapping[str, Mapping[str, Setting]]:
@@ -128,6 +128,7 @@ class ServiceDesk:
         await self._operations.ready()
         groups = await self._database.change(work)
         self._operations.feed_desired(desired.GroupChanged(key, groups))
+        await self._operations.lane.done()
 
     # --- Hubs ---------------------------------------------------------------------------------------------------------
 
@@ -135,13 +136,13 @@ class ServiceDesk:
         """Expect nothing of a hub; see `Desk`."""
         await self._known(key)
         self._operations.feed_presence(presence_events.Paused(key, by))
-        await self._operations.lane.drained()
+        await self._operations.lane.done()
 
     async def resume(self, key: HubKey, *, by: str) -> None:
         """End a pause; see `Desk`."""
         await self._known(key)
         self._operations.feed_presence(presence_events.Resumed(key, by))
-        await self._operations.lane.drained()
+        await self._operations.lane.done()
 
     async def forget(self, key: HubKey, *, by: str) -> None:
         """Delete a hub and everything of it; see `Desk`."""
@@ -149,10 +150,10 @@ class ServiceDesk:
         sensors = await self._database.read(
             lambda connection: connection.scalars(select(SENSORS.c.sensor).where(SENSORS.c.hub_no == number)).all()
         )
+        self._operations.forget(key, sensors)
+        await self._operations.lane.done()  # What waits to be saved of it must not come after the deletion.
         while not await self._database.change(lambda connection: presence_records.forget(connection, number)):
             pass  # A part at a time, so that others can write meanwhile.
-        self._operations.forget(key, sensors)
-        await self._operations.lane.drained()
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 

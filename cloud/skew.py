@@ -39,6 +39,9 @@ class SkewMeter:
                 self._windows.clear()
             self._windows[stream] = _Window(number, difference)
             return _told(difference)
+        if _stepped_back(window, difference):  # The clock was set: what was measured before says nothing any more.
+            self._windows[stream] = _Window(number, difference)
+            return _told(difference)
         if number != window.number:
             window.number, window.before_ms, window.best_ms = number, window.best_ms, difference
         elif difference > window.best_ms:
@@ -47,6 +50,16 @@ class SkewMeter:
         if window.before_ms is not None and window.before_ms > best_ms:
             best_ms = window.before_ms
         return _told(best_ms)
+
+
+def _stepped_back(window: _Window, difference_ms: int) -> bool:
+    """Tell whether a message can't only be late: nothing on its way holds one up for ten minutes.
+
+    On a clock that was ahead this is believed soon: if it was a late message after all, the next one puts it right.
+    """
+    best_ms = window.best_ms if window.before_ms is None else max(window.best_ms, window.before_ms)
+    late_ms = limits.SKEW_BEHIND_MIN_MS if best_ms > limits.SKEW_AHEAD_MIN_MS else 2 * _WINDOW_MS
+    return difference_ms < best_ms - late_ms
 
 
 def _told(difference_ms: int) -> int:

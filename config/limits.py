@@ -275,6 +275,12 @@ STOP_DRAIN_S: Final = 2.0
 STOP_TIMEOUT_S: Final = 5.0
 """A role has stopped by then, or leaves the rest to the next start; service managers rely on it."""
 
+STOP_LEAVE_S: Final = 4.0
+"""All that a stopping hub waits for together: acknowledgements, tasks, goodbyes. What is left of STOP_TIMEOUT_S is the disk's."""
+
+STOP_CLOSE_S: Final = 1.0
+"""Of it, what a hub that polls keeps for closing the session that it has opened only for its goodbye."""
+
 # --- The hub's modes and logs ----------------------------------------------------------------------------------------
 
 CONTACT_JITTER_SHARE: Final = 0.1
@@ -303,6 +309,12 @@ ROAMING_CHECK_S: Final = 1.0
 
 ADDRESSES_CHECK_S: Final = 30.0
 """How often a hub looks whether its own addresses have changed."""
+
+ADDRESSES_AGAIN_S: Final = 3.0
+"""And how often while it has none: a cable or a lease comes back any moment, and its mode may hang on it."""
+
+MODE_MINUTES_MAX: Final = 129_600
+"""The longest interval of a hub's contacts: 90 days."""
 
 LOGS_INTERVAL_S: Final = 5.0
 """Log lines are put into the outbox at most this often, so that some of them share a message."""
@@ -483,6 +495,12 @@ READ_PAGE_MESSAGES: Final = 500
 LANE_BATCH: Final = 500
 """Changes of presence, tasks and settings that share a transaction: a burst of a thousand hubs takes two."""
 
+LANE_MAX: Final = 100_000
+"""Changes and announcements that wait while the database refuses: hours of a large fleet, and some tens of MB."""
+
+LANE_WAIT_S: Final = 10.0
+"""How long a command of the API waits until it is durable; then it says that the database can't take it now."""
+
 ROSTER_LOOK_S: Final = 5.0
 """Seconds between two looks at the roster's file: a revocation shows soon after it was copied here."""
 
@@ -523,6 +541,9 @@ PRESENCE_BURST: Final = 50
 
 PRESENCE_INTERVAL_S: Final = 0.05
 """Between two such bursts; what changes twice meanwhile is published once."""
+
+ASSESSMENTS_REMEMBERED: Final = 4_096
+"""Sentences and actions that are kept to be shown again, about 1 kB each: a list of a thousand hubs needs a handful of them."""
 
 PRESENCE_SAVE_S: Final = 60.0
 """How often it is saved when hubs were last seen: a restart forgets no more than this of it."""

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from cloud.fleet_cli import fleet
 from cloud.fleet_client import Place, place_from
-from config import provision
+from config import limits, provision
 from config.demo_fleet import free_ports
 from config.errors import HublineError, SettingsError
 from tests.cloud.api_desk import Running, running_api
@@ -281,6 +281,46 @@ def test_task_is_followed_to_its_end_and_the_exit_status_tells(
     assert output.splitlines()[2].startswith(f"Task 0000000000000001: done on {ends.count('done')} of 2 hubs")
 
 
+def test_task_that_is_followed_ends_where_a_hub_is_forgotten(own: Running) -> None:
+    """Nobody would tell of it any more: a script that waits for it would wait for ever, and must not take it for done."""
+    arguments = ("task", "ping", "--hub", "berlin/pc-1", "--hub", "berlin/pc-2", "--wait")
+    process = subprocess.Popen(
+        [*HUBLINE, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **environ(own)},
+        bufsize=0,
+    )
+    try:
+        with own.client() as client:
+            deadline = time.monotonic() + WAIT_S
+            while not client.get("/tasks").json()["items"]:
+                assert time.monotonic() < deadline
+        own.run(own.desk.end_task("0" * 15 + "1", "done", PC_1))
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"berlin/pc-1  done\n"  # It has seen the other one, too.
+        own.run(own.desk.forget(PC_1, by="admin"))
+        own.run(own.desk.forget(("berlin", "pc-2"), by="admin"))
+        rest = process.communicate(timeout=WAIT_S)[0].decode().splitlines()
+    finally:
+        process.kill()
+        process.communicate()
+    assert rest == ["berlin/pc-2  forgotten", "Task 0000000000000001: done on 1 of 2 hubs."]
+    assert process.returncode == 1
+
+
+def test_task_is_shown_with_all_of_its_hubs_and_not_with_a_page_of_them(
+    own: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks for the one hub that has failed among thousands must not miss it in silence."""
+    said(own, "task", "ping", "--site", "berlin")
+    monkeypatch.setattr(limits, "API_PAGE_MAX", 1)
+    found = said_json(own, "tasks", "0" * 15 + "1")["targets"]
+    assert [entry["hub"] for entry in found["items"]] == ["pc-1", "pc-2", "pc-3"]
+    assert found["next"] is None
+    assert said(own, "tasks", "0" * 15 + "1").count("berlin/pc-") == 3
+
+
 # --- Settings --------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +400,13 @@ def test_tokens_are_made_shown_once_and_revoked(own: Running) -> None:
     said(own, "token", "revoke", "board")
     assert "the token was revoked" in error_of(run(own, "list", token=token))
     assert "revoked" in next(line for line in said(own, "token", "list").splitlines() if line.startswith("board"))
+
+
+def test_a_hub_is_paused_and_resumed(own: Running) -> None:
+    """Before a machine goes to be repaired, and after."""
+    assert "berlin/pc-1 is paused" in said(own, "pause", "berlin/pc-1")
+    assert "is no longer paused" in said(own, "resume", "berlin/pc-1")
+    assert "there is no" in error_of(run(own, "pause", "nosuch"))
 
 
 def test_forgetting_needs_a_yes(own: Running) -> None:

@@ -349,6 +349,29 @@ def test_machines_that_throw_each_other_out_stay_online_and_are_logged_once() ->
     assert play.history().count(DUPLICATE) == 1
 
 
+@pytest.mark.parametrize("via", ["c-1", "direct"])
+def test_status_does_not_go_to_and_fro_until_two_machines_are_told_apart(via: str) -> None:
+    """Both send ten times a second, through whatever path: each word would be another status."""
+    play = Play().connector(1).born(3, reason=None).message().run(60)
+    play.born(4, epoch=OTHER_EPOCH, reason="started", via=via)
+    for _ in range(200):
+        play.run(0.05).message().run(0.05).message(epoch=OTHER_EPOCH)
+    assert play.history()[-2:] == [("online", "started"), DUPLICATE]
+    assert len(play.history()) == 3
+
+
+def test_machine_that_was_there_before_counts_again_when_the_other_one_has_left() -> None:
+    """A copy was switched on for a moment, by mistake: what became of the copy is not the status of the hub."""
+    play = Play().connector(1).born(3).message().run(60)
+    play.born(4, epoch=OTHER_EPOCH).run(2).leaves(4, epoch=OTHER_EPOCH)
+    assert play.shown() == ("offline", "stopped cleanly")
+    play.run(5).message()
+    assert play.shown() == ("offline", "stopped cleanly"), "it may have been under way"
+    play.run(10).message()
+    assert play.status().connection == "online"
+    assert play.status().evidence["epoch"] == EPOCH
+
+
 def test_duplicate_ends_when_one_of_them_has_been_quiet_for_long() -> None:
     """When the copy is switched off, the machine is itself again."""
     play = cloned().message()

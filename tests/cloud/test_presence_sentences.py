@@ -193,3 +193,23 @@ def test_inactive_clients_are_hidden_and_nothing_is_destroyed() -> None:
     assert play.machine.record(KEY) == play.saved[KEY]
     assert play.poll(9).shown() == ON
     assert play.saved[KEY].hidden_ms is None
+
+
+def test_client_that_moves_tells_the_server_and_is_lost_for_no_moment() -> None:
+    """ "The client tells the server on … move": the session on the new path begins before the old one ends."""
+    play = Play().connector(1).born(1).run(HOUR)
+    assert play.status().via == "c-1"
+    play.born(2, via="direct")
+    assert (play.shown(), play.status().via) == (("online", "connected"), "direct")
+    play.run(1).dies(1).leaves(1)
+    assert (play.shown(), play.status().via) == (("online", "connected"), "direct")
+    assert {connection for connection, _ in play.history()} == {"online"}
+
+
+def test_connections_are_verified_by_themselves_and_leave_a_log() -> None:
+    """ "Verification of connections runs daily by default and leaves a log." Here it never rests, and tells what it has found."""
+    play = polling().run(DAY)
+    assert play.history()[-1] == MISSED
+    lines = len(play.log)
+    assert play.run(30 * DAY).shown() == MISSED
+    assert len(play.log) == lines

@@ -39,11 +39,32 @@ def test_a_healthy_hub_is_not_moved_by_one_message_that_was_held_up_for_long() -
     assert measured(SkewMeter(), 0, [20, 30, 120_000]) == 0
 
 
-def test_a_clock_that_was_set_right_counts_as_right_after_two_windows() -> None:
+@pytest.mark.parametrize("before_ms", [3_600_000, 60_000, -3_600_000])
+def test_a_clock_that_was_set_right_counts_as_right_at_once(before_ms: int) -> None:
+    """Else what is measured after NTP has mended it would be dated wrongly, by us."""
     meter = SkewMeter()
-    assert measured(meter, 3_600_000, [0, 0]) == 3_600_000
-    assert measured(meter, 0, [5], NOW_MS + WINDOW_MS) == 3_600_000
+    assert measured(meter, before_ms, [0, 0]) == before_ms
+    assert measured(meter, 0, [5], NOW_MS + 5_000) == 0
+
+
+def test_a_clock_that_is_set_back_is_seen_at_once() -> None:
+    meter = SkewMeter()
+    assert measured(meter, 0, [5, 5]) == 0
+    assert measured(meter, -3_600_000, [5], NOW_MS + 5_000) == -3_600_005
+
+
+def test_a_clock_that_is_ahead_a_little_counts_as_right_after_two_windows() -> None:
+    """A small step back can't be told from a late message."""
+    meter = SkewMeter()
+    assert measured(meter, 20_000, [0, 0]) == 20_000
+    assert measured(meter, 0, [5], NOW_MS + WINDOW_MS) == 20_000
     assert measured(meter, 0, [5], NOW_MS + 2 * WINDOW_MS + 5_000) == 0
+
+
+def test_a_late_message_of_a_wrong_clock_misleads_only_for_itself() -> None:
+    meter = SkewMeter()
+    assert measured(meter, 3_600_000, [0, 0, 40_000]) == 3_560_000
+    assert measured(meter, 3_600_000, [0], NOW_MS + 5_000) == 3_600_000
 
 
 def test_each_outbox_has_a_clock_of_its_own() -> None:
