@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -85,10 +86,15 @@ def write_status(file: Path, content: dict[str, object]) -> None:
 
 
 class StatusFile:
-    """Renews a status file while a process runs: at a change, and often enough that it is not taken for stale."""
+    """Renews a status file while a process runs: at a change, and often enough that it is not taken for stale.
 
-    def __init__(self, file: Path, describe: Callable[[], dict[str, object]]):
+    With `in_thread`, a slow disk doesn't hold up the event loop every second; that costs a thread.
+    """
+
+    def __init__(self, file: Path, describe: Callable[[], dict[str, object]], *, in_thread: bool = False):
         self._file = file
+        self._in_thread = in_thread
+        self._one_at_a_time = threading.Lock()
         self._describe = describe
         self._failed = False
         self._written: dict[str, object] = {}
@@ -104,14 +110,18 @@ class StatusFile:
             self._turns += 1
             content = self._describe()
             if {**content, "ts": None} != {**self._written, "ts": None} or self._turns % _STILL_TURNS == 0:
-                self.write(content)
+                if self._in_thread:
+                    await asyncio.to_thread(self.write, content)
+                else:
+                    self.write(content)
             await asyncio.sleep(limits.STATUS_INTERVAL_S)
 
     def write(self, content: dict[str, object] | None = None) -> None:
         """Write the file now. A disk that refuses it costs one warning, never the process."""
         try:
-            self._written = self._describe() if content is None else content
-            write_status(self._file, self._written)
+            with self._one_at_a_time:
+                self._written = self._describe() if content is None else content
+                write_status(self._file, self._written)
             self._failed = False
         except OSError as exc:
             if not self._failed:

@@ -126,6 +126,11 @@ class Operations:
             except (TimeoutError, StorageError):
                 _log.warning("stopped_before_all_was_saved", waiting=self.lane.waiting)
 
+    @property
+    def reachable(self) -> list[HubKey]:
+        """Return the hubs that anything may be started on now."""
+        return sorted(self._reachable)
+
     async def ready(self) -> None:
         """Wait until what is known is loaded."""
         await self._ready.wait()

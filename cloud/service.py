@@ -40,6 +40,7 @@ from cloud.operations import Operations
 from cloud.schema import database_file
 from cloud.service_desk import ServiceDesk
 from cloud.tokens import Tokens, first_tokens
+from cloud.verification import verify_connections
 from config import limits, log
 from config.errors import SettingsError
 from config.principal import CLOUD_SITE, server_name
@@ -69,8 +70,9 @@ class Service:
         self._database: Final = Database(database_file(settings.cloud.database), identity.fleet)
         self._ingest: Final = Ingest(identity.fleet, SystemRandom())
         self._runner: Final[Runner[Event, Command]] = Runner(self._ingest, self._execute)
-        self._status: Final = StatusFile(data_dir / "status.json", self._describe)
+        self._status: Final = StatusFile(data_dir / "status.json", self._describe, in_thread=True)
         self._operations: Final = Operations(settings, self._database, self._publish)
+        self._desk: Final = ServiceDesk(self._operations, self._database, self._describe)
         self._api: ApiServer | None = None
         self._idle: Final = asyncio.Event()
         self._session: Session | None = None
@@ -95,6 +97,8 @@ class Service:
                     self._start(work)
                 if self._api is not None:
                     self._start(self._api.run())
+                if (every_h := self.settings.presence.verify_h) > 0:
+                    self._start(verify_connections(self._operations, self._desk, every_h))
                 await stop.wait()
                 if self._api is not None:
                     self._api.close()
@@ -162,9 +166,8 @@ class Service:
     def _make_api(self) -> ApiServer:
         from cloud.api import create_app  # FastAPI takes a while, and memory: only where it is wanted.
 
-        desk = ServiceDesk(self._operations, self._database, self._describe)
         tokens = Tokens(first_tokens(self.settings.api.tokens))
-        return ApiServer(create_app(desk, tokens, self.settings), self.settings.api)
+        return ApiServer(create_app(self._desk, tokens, self.settings), self.settings.api)
 
     # --- The broker -------------------------------------------------------------------------------------------------
 

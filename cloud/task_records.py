@@ -171,6 +171,12 @@ def task(connection: Connection, task_id: str, *, site: str | None = None) -> St
     return None if site is not None and not counts else StoredTask(_order(row), row.created_by, counts)
 
 
+def newest_by(connection: Connection, created_by: str) -> int | None:
+    """Return when somebody last ordered a task (Unix ms), or None."""
+    newest: int | None = connection.scalar(select(func.max(TASKS.c.created_ms)).where(TASKS.c.created_by == created_by))
+    return newest
+
+
 def tasks(
     connection: Connection,
     *,

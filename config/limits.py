@@ -501,6 +501,12 @@ LANE_MAX: Final = 100_000
 LANE_WAIT_S: Final = 10.0
 """How long a command of the API waits until it is durable; then it says that the database can't take it now."""
 
+VERIFY_FIRST_S: Final = 600.0
+"""The first verification after a start: by then everybody is back."""
+
+VERIFY_EXPIRES_S: Final = 600.0
+"""How long a hub may take to answer it."""
+
 ROSTER_LOOK_S: Final = 5.0
 """Seconds between two looks at the roster's file: a revocation shows soon after it was copied here."""
 

@@ -296,7 +296,8 @@ class CloudPresence(Struct, frozen=True, forbid_unknown_fields=True):
 
     `outage_s` is the fleet's `failover.outage_s`: after it, a hub whose connector is out is expected directly.
     After an outage of the cloud itself nobody counts as lost for `grace_s`. A clock that is off by more than `skew_max_s` is an
-    error of its own. A hub out of contact for `roaming_after_days` is granted roaming (0: never).
+    error of its own. A hub out of contact for `roaming_after_days` is granted roaming (0: never). Every `verify_h` hours (0:
+    never) each hub that is there has to answer a ping, and the task is the log of it.
     """
 
     grace_s: Seconds = 300.0
@@ -306,6 +307,7 @@ class CloudPresence(Struct, frozen=True, forbid_unknown_fields=True):
     hide_server_days: Days = 3.0
     hide_workstation_days: Days = 30.0
     hide_laptop_days: Days = 120.0
+    verify_h: Annotated[float, Meta(ge=0)] = 24.0
     language: Literal["en", "de"] = "en"
 
 

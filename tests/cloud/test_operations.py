@@ -24,6 +24,7 @@ from cloud.ingest import Heard
 from cloud.lane import Lane
 from cloud.operations import Operations
 from cloud.service_desk import ServiceDesk
+from cloud.verification import verify_connections
 from config import limits
 from config.errors import SettingsError, StorageError
 from config.settings import CloudProcess, CloudSettings, Identity
@@ -337,5 +338,20 @@ def test_a_database_that_became_another_fleets_is_a_failure_that_may_pass(tmp_pa
                 await place.database.change(lambda _: None)
             with pytest.raises(StorageError, match="other-fleet"):
                 await place.database.change(lambda _: None)
+
+    play(story)
+
+
+def test_connections_are_verified_by_a_ping_to_all_that_are_there(tmp_path: Path) -> None:
+    """The client-server connection is verified daily, and that leaves a log."""
+
+    async def story() -> None:
+        async with working(tmp_path) as place:
+            await place.born()
+            verifying = asyncio.create_task(verify_connections(place.operations, place.desk, every_h=0.5 / 3600))
+            await until(lambda: place.down("task"))
+            verifying.cancel()
+            assert place.down("task")[0]["action"] == "ping"
+            assert query(place.file, "SELECT created_by FROM tasks")[0] == ("verification",)
 
     play(story)
