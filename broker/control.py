@@ -99,6 +99,15 @@ class Protection(Struct, frozen=True):
     reputation: Literal["reachable", "unreachable"]
 
 
+class ModePolicy(Struct, frozen=True):
+    """The rules by which a hub makes itself heard: the values of its `[mode]` that are in force."""
+
+    heartbeat: Literal["off", "all", "unreachable"]
+    heartbeat_min: Annotated[int, Meta(ge=1, le=limits.MODE_MINUTES_MAX)]
+    poll_min: Annotated[int, Meta(ge=1, le=limits.MODE_MINUTES_MAX)]
+    offline_after_min: Annotated[int, Meta(ge=1, le=limits.MODE_MINUTES_MAX)]
+
+
 class Reported(Struct, frozen=True, omit_defaults=True):
     """The body of `up/reported`: what a hub is, at its start and whenever it changes.
 
@@ -117,6 +126,7 @@ class Reported(Struct, frozen=True, omit_defaults=True):
     tasks: list[ActionName] = []
     checks: list[str] = []
     sensors: dict[str, dict[str, Any]] = {}
+    policy: ModePolicy | None = None
 
 
 class LogRecord(Struct, frozen=True, omit_defaults=True):

@@ -270,11 +270,6 @@ class Desired:
         found = self._hubs.get(key)
         return (0, remote.EMPTY_HASH) if found is None else (found.version, found.hash)
 
-    def content_of(self, key: HubKey) -> Content:
-        """Return what a hub is to have, section by section."""
-        found = self._hubs.get(key)
-        return {} if found is None else self._scopes.of_hub(found.key, found.groups)[1]
-
     # --- The hubs -----------------------------------------------------------------------------------------------------
 
     def _affected(self, scope: Scope, name: str) -> list[_Hub]:

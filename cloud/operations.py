@@ -35,7 +35,7 @@ from cloud.task_standing import TargetChange
 from cloud.tasks import Tasks
 from config import limits, log, roster
 from config.errors import SettingsError, StorageError
-from config.settings import CloudSettings, HubMode
+from config.settings import CloudSettings
 
 _log: Final = log.get(__name__)
 
@@ -107,7 +107,6 @@ class Operations:
         self._to_desired: Runner[desired.Event, desired.Command] = Runner(self._desired, self._on_desired)
         self._loaded = True
         for record in records:
-            self._tell_policy(record.key, self._desired.content_of(record.key))
             self._reach(record)
         self.read_roster()
         if self._connected:
@@ -222,6 +221,9 @@ class Operations:
                 known = self._protections.get(key)
                 self._protections[key] = reported.protection
                 self._to_presence.feed(presence_events.Reported(key, reported.machine))
+                if (policy := reported.policy) is not None:
+                    told = Policy(heartbeat=policy.heartbeat, offline_after_min=policy.offline_after_min)
+                    self._to_presence.feed(presence_events.ModeChanged(key, told))
                 self._to_desired.feed(desired.Reported(key, reported.settings))
                 if reported.settings is not None:
                     self._tell("settings", f"hub/{key[0]}/{key[1]}", msgspec.to_builtins(reported.settings), key[0])
@@ -343,22 +345,12 @@ class Operations:
 
     def _on_desired(self, command: desired.Command) -> None:
         match command:
-            case desired.Save(key, version, _, content) as saved:
+            case desired.Save(key, version) as saved:
                 self.lane.change(lambda connection: desired_records.save(connection, saved, unix_ms()))
-                self._tell_policy(key, content)
                 self.lane.then(lambda: self._tell("settings", f"hub/{key[0]}/{key[1]}", {"desired": version}, key[0]))
             case desired.Send(key, wanted):
                 topic, payload = str(Topic.down(self._fleet, *key, "settings")), encode(wanted)
                 self.lane.then(lambda: self._publish(topic, payload, 1, False))
-
-    def _tell_policy(self, key: HubKey, content: Mapping[str, Mapping[str, object]]) -> None:
-        """Let presence know which signs of life a hub's settings promise."""
-        try:
-            mode = msgspec.convert(content.get("mode", {}), HubMode)
-        except msgspec.ValidationError:
-            return  # It was checked before it was kept; an older Hubline may have known more.
-        policy = Policy(heartbeat=mode.heartbeat, offline_after_min=mode.offline_after_min)
-        self._to_presence.feed(presence_events.ModeChanged(key, policy))
 
     def _tell(self, kind: str, key: str, body: Mapping[str, object], site: str | None) -> None:
         self.changes.tell(Change(kind, key, body, site))  # type: ignore[arg-type]

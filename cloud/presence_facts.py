@@ -44,6 +44,7 @@ class Life(Struct, frozen=True, omit_defaults=True):
     """What one outbox of a hub has said: in `session`, it was `online` or came to its `end`. `born` is its newest birth.
 
     `online` is None while only messages have come. A will of session `disproved` was wrong: the hub has spoken since.
+    It went back from session `left` to `session`: it keeps the path that it leaves until the new one is proven.
     `first_ms` and `told_ms` are when its first and its newest word were sent.
     """
 
@@ -61,6 +62,7 @@ class Life(Struct, frozen=True, omit_defaults=True):
     end: End | None = None
     ended_ms: int | None = None
     disproved: int = -1
+    left: int = -1
     via: str | None = None
     mode: Mode | None = None
     version: str | None = None

@@ -92,7 +92,10 @@ def hear_state(record: Record, state: HubState, arrived_ms: int, *, retained: bo
         life = replace(life, first_ms=_told_ms(record, life, state, arrived_ms))
         life = replace(life, told_ms=life.first_ms)
     known = None if life.online is None else (life.epoch, life.session, life.online)
-    if not hub_state_holds(known, state):
+    is_later = state.online and _is_later(state.ts, life.birth_ts)
+    if is_later and state.session < life.session:
+        life = replace(life, left=life.session)
+    elif not hub_state_holds(known, state) or (not is_later and life.session < state.session <= life.left):
         return record
     if not state.online:
         return _end(record, life, state, arrived_ms, retained=retained)
@@ -187,7 +190,7 @@ def rivals_until_ms(record: Record) -> int | None:
     if record.rivals is None:
         return None
     told = [life.told_ms for life in record.lives if life.epoch in record.rivals]
-    return min(told) + _QUIET_MS if len(told) == len(record.rivals) else 0
+    return min(told) + _quiet_ms(record) if len(told) == len(record.rivals) else 0
 
 
 def _counts(record: Record, life: Life) -> bool:
@@ -207,9 +210,9 @@ def _with_life(record: Record, life: Life, told_ms: int, ts: int | None) -> Reco
     for other in others:
         slack_ms = _SLACK_MS if _is_later(ts, other.first_ts) else _CLOCKS_SLACK_MS
         began_after = other.first_ms > life.first_ms
-        if began_after and told_ms > other.first_ms + slack_ms and told_ms - other.told_ms < _QUIET_MS:
+        if began_after and told_ms > other.first_ms + slack_ms and told_ms - other.told_ms < _quiet_ms(record):
             rivals = (life.epoch, other.epoch)
-    if not record.lives or record.lives[0].epoch == life.epoch or _supersedes(record.lives[0], life, told_ms, ts):
+    if not record.lives or record.lives[0].epoch == life.epoch or _supersedes(record, life, told_ms, ts):
         lives = [life, *others]
     else:
         lives = [record.lives[0], life, *others[1:]]
@@ -217,15 +220,21 @@ def _with_life(record: Record, life: Life, told_ms: int, ts: int | None) -> Reco
     return replace(record, lives=(lives[0], *newest[: limits.LIVES_MAX - 1]), rivals=rivals)
 
 
-def _supersedes(current: Life, life: Life, told_ms: int, ts: int | None) -> bool:
+def _quiet_ms(record: Record) -> int:
+    """Return for how long a machine must be silent to be gone: one that polls speaks seldom."""
+    return max(_QUIET_MS, record.policy.offline_after_min * 60_000) if record.mode == "polling" else _QUIET_MS
+
+
+def _supersedes(record: Record, life: Life, told_ms: int, ts: int | None) -> bool:
     """Tell whether a life that has just spoken takes the place of the one that counts.
 
     One that began before that one does so only when that one has ended or is silent for long: if both speak on, the status
     must not go to and fro between them until it is sure that they are two machines.
     """
+    current = record.lives[0]
     if life.first_ms < current.first_ms:
         ended = current.online is False and current.ended_ms is not None and told_ms > current.ended_ms + _SLACK_MS
-        return ended or told_ms >= current.told_ms + _QUIET_MS
+        return ended or told_ms >= current.told_ms + _quiet_ms(record)
     if ts is None or current.last_ts is None or ts > current.last_ts:
         return told_ms >= current.first_ms
     return told_ms > current.told_ms + _CLOCKS_SLACK_MS

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from broker.clock import unix_ms
-from broker.control import Heartbeat, Poll, Protection, Reported, TaskReport
+from broker.control import Heartbeat, ModePolicy, Poll, Protection, Reported, TaskReport
 from broker.control import Results as ResultsBody
 from broker.messages import HubState
 from broker.topics import Topic
@@ -193,6 +193,24 @@ def test_nothing_is_handed_to_a_polling_hub_while_two_machines_have_its_name(tmp
     play(story)
 
 
+def test_two_machines_that_poll_every_half_hour_are_named_too(tmp_path: Path) -> None:
+    """They never speak within the same ten minutes."""
+
+    async def story() -> None:
+        async with working(tmp_path) as place:
+            began = unix_ms() - 55 * 60_000
+            for number, epoch in enumerate((EPOCH, OTHER_EPOCH, EPOCH, OTHER_EPOCH)):
+                at = began + number * 15 * 60_000
+                state = HubState(online=True, epoch=epoch, session=number + 1, via="direct", mode="polling", ts=at)
+                await place.commit(Batch(hub_states=(HubStateSeen(*KEY, state, at),)))
+                place.operations.heard(Heard(*KEY, Poll(epoch, number + 1, at), at))
+                left = HubState(online=False, epoch=epoch, session=number + 1, ts=at + 9_000, reason="polling")
+                await place.commit(Batch(hub_states=(HubStateSeen(*KEY, left, at + 9_000),)))
+            assert place.desk.presence(KEY).reason == "rejected: duplicate identity"  # type: ignore[union-attr]
+
+    play(story)
+
+
 def test_a_command_says_so_when_the_database_refuses_and_is_done_later(tmp_path: Path) -> None:
     async def story() -> None:
         async with working(tmp_path, patience_s=0.5) as place:
@@ -287,6 +305,21 @@ def test_presence_is_told_again_only_if_the_protection_that_was_reported_changes
             bad = Protection("conventional", "old", "enabled", "reachable")
             await place.said(3, "reported", Reported("1", "pc", "Linux", [], "continuous", protection=bad))
             await until(lambda: place.presence()["icon"] == "online-warning")
+
+    play(story)
+
+
+def test_a_hub_is_judged_by_the_rules_that_it_says_are_in_force(tmp_path: Path) -> None:
+    """They may be from its own file, or it may have refused those that are desired of it."""
+
+    async def story() -> None:
+        async with working(tmp_path) as place:
+            await place.born(mode="polling")
+            policy = ModePolicy("off", 10, 1440, 4320)
+            await place.said(1, "reported", Reported("1", "pc", "Linux", [], "polling", policy=policy))
+            record = place.operations.record(KEY)
+            assert record is not None
+            assert (record.policy.heartbeat, record.policy.offline_after_min) == ("off", 4320)
 
     play(story)
 

@@ -391,6 +391,48 @@ def test_duplicate_survives_a_restart_of_ours() -> None:
     assert play.shown() == DUPLICATE
 
 
+# --- A path that was not taken after all --------------------------------------------------------------------------------
+
+
+def returned() -> Play:
+    """Return a hub that began a session through its connector, which died at once, and went on with its direct one."""
+    play = Play().connector(1).born(4, via="direct").message().run(60)
+    play.born(5).run(0.05).connector(1, online=False)
+    return play.run(0.05).born(4, via="direct").message()
+
+
+def test_hub_that_goes_back_to_the_session_it_had_kept_is_online_there() -> None:
+    """Make before break: the old path is left only when the new one has proven itself."""
+    play = returned()
+    assert (play.shown()[0], play.status().via) == ("online", "direct")
+    assert play.run(HOUR).message().status().via == "direct"
+
+
+def test_death_of_a_hub_that_went_back_is_seen() -> None:
+    """Its last will bears the number of the session that it went back to."""
+    play = returned().run(60).dies(4)
+    assert play.shown() == ("offline", "lost contact")
+
+
+@pytest.mark.parametrize("late", ["birth", "will"])
+def test_what_comes_late_of_the_session_that_was_left_changes_nothing(late: str) -> None:
+    """The site's broker has kept it, and the connector brings it when it is back."""
+    play = returned()
+    old = play.birth(5, ts=play.ms(play.now - 0.1))
+    play.run(60).connector(2)
+    play.hears(old) if late == "birth" else play.dies(5)
+    assert (play.shown()[0], play.status().via) == ("online", "direct")
+    assert play.dies(4).shown() == ("offline", "lost contact")
+
+
+def test_hub_that_went_back_counts_by_its_sessions_again_when_it_takes_the_path_at_last() -> None:
+    """The next session, or the same one if it has kept that, too."""
+    for session in (5, 6):
+        play = returned().run(60).connector(2).born(session).dies(4)
+        assert (play.shown()[0], play.status().via) == ("online", "c-1")
+        assert play.run(60).dies(session).shown() == ("offline", "lost contact")
+
+
 # --- Clock ------------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from cloud.presence_events import ModeChanged
 from cloud.presence_facts import Policy
+from config.settings import CloudPresence
 from tests.cloud.presence_play import DAY, HOUR, KEY, MINUTE, Play, settings
 
 ON = ("unreachable-online", "connected")
@@ -206,8 +207,13 @@ def test_client_that_moves_tells_the_server_and_is_lost_for_no_moment() -> None:
     assert {connection for connection, _ in play.history()} == {"online"}
 
 
-def test_connections_are_verified_by_themselves_and_leave_a_log() -> None:
-    """ "Verification of connections runs daily by default and leaves a log." Here it never rests, and tells what it has found."""
+def test_connections_are_verified_daily_by_default() -> None:
+    """ "Verification of connections runs daily by default." """
+    assert CloudPresence().verify_h == 24.0
+
+
+def test_connections_that_fall_silent_are_found_and_logged() -> None:
+    """ "… and leaves a log": nobody has to ask, and a finding is logged once."""
     play = polling().run(DAY)
     assert play.history()[-1] == MISSED
     lines = len(play.log)
