@@ -665,6 +665,9 @@ CLOUD_ENDPOINTS_MAX: Final = 16
 
 # --- Tasks ----------------------------------------------------------------------------------------------------------
 
+TASK_CLOSE_GRACE_S: Final = 0.5
+"""At a restart of the hub, for a task that was just taken to come to its end: most are short, and not worth a failure."""
+
 TASK_PROGRESS_S: Final = 20.0
 """A running task is reported at least this often: below the 25 s after which progress is due."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -14,7 +15,7 @@ import structlog
 from broker.clock import unix_ms
 from broker.control import DesiredSettings, Mode, Reported, SettingsReport, Task, TaskReport
 from broker.messages import Ack, HubState, Value, encode_envelope
-from broker.process import StatusFile
+from broker.process import StatusFile, watched
 from broker.runner import Runner, monotonic_s
 from broker.topics import Topic
 from config import limits, remote
@@ -85,7 +86,6 @@ class Agent:
 
     def __init__(self, settings: HubSettings, desired: SettingsKeeper):
         self.settings, self._desired = settings, desired
-        ranges = mode.networks_of(settings.mode.unreachable)
         data_dir = settings.hub.data_dir
         _make_folder(data_dir)
         outbox = Outbox.open(
@@ -98,16 +98,20 @@ class Agent:
             log.error("outbox_damaged", reason=outbox.damage, epoch=outbox.epoch)
         if outbox.copied is not None:
             log.warning("outbox_copied", reason=outbox.copied, epoch=outbox.epoch)
-        try:
-            self._sensors = load_sensors(settings.sensors, outbox.states())
-        except SettingsError:
-            outbox.close()
-            raise
-        self._outbox, self._ranges = outbox, ranges
+        with ExitStack() as undoing:
+            undoing.callback(outbox.close)
+            self._wire(outbox, undoing)
+            undoing.pop_all()
+
+    def _wire(self, outbox: Outbox, undoing: ExitStack) -> None:
+        """Put the parts together; what must be undone if one of them can't be made, goes to `undoing`."""
+        settings, data_dir = self.settings, self.settings.hub.data_dir
+        self._sensors = load_sensors(settings.sensors, outbox.states())
+        self._outbox, self._ranges = outbox, mode.networks_of(settings.mode.unreachable)
         self._last_session = outbox.session
         self._addresses = network.own_addresses()
         self._roaming = is_roaming(settings)
-        self._introduced = False
+        self._introduced = False  # The cloud knows that this process has started.
         self._restart = asyncio.Event()
         self._drained = asyncio.Event()
         self._keeper = Keeper(outbox, self._kept)
@@ -120,13 +124,14 @@ class Agent:
             outbox.epoch,
             self._next_session,
             self,
-            continuous=mode.keeps_session(settings.mode, ranges, self._addresses),
+            continuous=mode.keeps_session(settings.mode, self._ranges, self._addresses),
         )
         self._tasks = TaskRunner(settings, data_dir / TASKS_FILE, self, self._result, version=hubline_version())
         self._tasks.set_roaming(self._roaming)
-        desired.set_roaming(self._roaming)
+        self._desired.set_roaming(self._roaming)
         self._reporter = Reporter(self._keeper, self._reported)
         self._logs = LogCollector(settings.logs, data_dir, self._keeper)
+        undoing.callback(self._logs.close)
         self._status = StatusFile(data_dir / STATUS_FILE, self._describe)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -162,16 +167,22 @@ class Agent:
             for task in done - {*stopping}:
                 task.result()  # None of them ends but by a bug of ours, which must be seen.
         finally:
+            leave_by = monotonic_s() + limits.STOP_LEAVE_S
             for task in (sampling, looking, *stopping):
                 task.cancel()
             await asyncio.wait([sampling, looking, *stopping])
             self._desired.close()
-            await self._tasks.close()
+            ending = watched(asyncio.create_task(self._tasks.close(), name="end of tasks"))
             await self._drain()
             status.cancel()
             self._runner.close()
+            self._line.leave(leave_by, for_good=stop.is_set())
             line.cancel()
             await asyncio.wait([line])
+            await asyncio.wait([ending], timeout=max(0.0, leave_by - monotonic_s()))
+            if ending.cancel():
+                log.warning("tasks_not_ended", tasks=self._tasks.running)
+                await asyncio.wait([ending])
             self._logs.close()
             keeping.cancel()
             await asyncio.wait([keeping, status])
@@ -185,11 +196,11 @@ class Agent:
 
     async def _keep_looking(self) -> None:
         """See what changes around the hub: its addresses, a person's wish to roam; tell of it, and pass on what was logged."""
-        addresses_at = monotonic_s() + limits.ADDRESSES_CHECK_S
+        looked_at = monotonic_s()
         while True:
-            if monotonic_s() >= addresses_at:
-                self._addresses = network.own_addresses()
-                addresses_at = monotonic_s() + limits.ADDRESSES_CHECK_S
+            every_s = limits.ADDRESSES_CHECK_S if self._addresses else limits.ADDRESSES_AGAIN_S
+            if monotonic_s() >= looked_at + every_s:
+                self._addresses, looked_at = network.own_addresses(), monotonic_s()
             self._settle_mode()
             self._reporter.look()
             await self._logs.pass_on(roaming=self._roaming)
@@ -197,8 +208,9 @@ class Agent:
 
     def _settle_mode(self) -> None:
         """Be in the mode that holds now."""
-        continuous = mode.keeps_session(self.settings.mode, self._ranges, self._addresses)
-        if continuous != self._line.continuous:
+        present = self._line.continuous
+        continuous = mode.keeps_session(self.settings.mode, self._ranges, self._addresses, present=present)
+        if continuous != present:
             self._line.set_continuous(continuous)
             log.info("mode_changed", mode=self._mode)
         roaming = is_roaming(self.settings)
@@ -222,6 +234,11 @@ class Agent:
                 await self._keeper.flushed()
         except TimeoutError:
             pass  # What is left is on the disk, and goes out after the next start.
+
+    @property
+    def has_waiting(self) -> bool:
+        """Tell whether messages wait for their acknowledgement."""
+        return self._courier.unacknowledged > 0
 
     async def delivered(self) -> None:
         """Wait until the cloud has acknowledged all that was measured until now."""
@@ -282,8 +299,7 @@ class Agent:
         return self._desired.hash
 
     def introduction(self, session: int, via: str) -> HubState:
-        """Return the birth: who and where this hub is."""
-        first, self._introduced = not self._introduced, True
+        """Return the birth: who and where this hub is, and until the cloud is known to have it, that it has started."""
         return HubState(
             online=True,
             epoch=self._courier.epoch,
@@ -292,7 +308,7 @@ class Agent:
             mode=self._mode,
             version=hubline_version(),
             ts=unix_ms(),
-            reason="started" if first else None,
+            reason=None if self._introduced else "started",
             host=host_name(),
             addresses=list(self._addresses),
         )
@@ -309,6 +325,7 @@ class Agent:
         """Forget what the cloud has."""
         self._runner.feed(courier.Acknowledged(ack.epoch, tuple(ack.ranges)))
         if ack.epoch == self._courier.epoch and self._reporter.acknowledged(ack.ranges):
+            self._introduced = True  # The report was made in this life, and sent after a birth over the same session.
             self._desired.acknowledged()
 
     def task_received(self, task: Task) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -35,13 +36,20 @@ def run(file: Path) -> None:
 @hub.command()
 @_FILE
 @click.option("--json", "as_json", is_flag=True, help="Print the status as one JSON object.")
-def status(file: Path, as_json: bool) -> None:
+@click.option(
+    "--language",
+    type=click.Choice(["en", "de"]),
+    default="en",
+    show_default=True,
+    help="Of the sentence that sums it up, and of what to do.",
+)
+def status(file: Path, as_json: bool, language: Literal["en", "de"]) -> None:
     """Tell by which path the hub sends, and what waits. Exit status 1 if it does not run."""
     from config.settings import HubSettings, load
     from hub.status import read_status, told
 
     found = read_status(load(file, HubSettings))
-    click.echo(found.json if as_json else told(found))
+    click.echo(found.json(language) if as_json else told(found, language))
     if not found.running:
         click.get_current_context().exit(1)
 

@@ -66,13 +66,21 @@ def is_within(addresses: Iterable[str], ranges: Sequence[Range]) -> bool:
     return False
 
 
-def keeps_session(mode: HubMode, ranges: Sequence[Range], addresses: Iterable[str]) -> bool:
-    """Tell whether a hub with these addresses keeps a session, or connects only for its contacts."""
+def keeps_session(
+    mode: HubMode, ranges: Sequence[Range], addresses: Sequence[str], *, present: bool | None = None
+) -> bool:
+    """Tell whether a hub with these addresses keeps a session, or connects only for its contacts.
+
+    A machine without an address (a cable that is out, a lease that is renewed) is nowhere: it stays what it is at `present`,
+    and at its start (None) it polls if it might be where it must, since a session there would break a rule.
+    """
     match mode.kind:
         case "continuous":
             return True
         case "polling":
             return False
+        case "auto" if ranges and not addresses:
+            return False if present is None else present
         case "auto":
             return not is_within(addresses, ranges)
 
@@ -96,7 +104,7 @@ class Contact(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A contact is over; `reached` says whether its message was sent."""
+    """A contact is over; `reached` says whether the cloud has answered."""
 
     contact: Contact
     reached: bool

@@ -112,7 +112,7 @@ def own_addresses() -> tuple[str, ...]:
         for interface, entries in psutil.net_if_addrs().items():
             texts = [entry.address for entry in entries if entry.family in (socket.AF_INET, socket.AF_INET6)]
             found |= {ip_address(text.partition("%")[0]) for text in texts if interface in up}
-    except (OSError, ValueError):
+    except (OSError, ValueError, psutil.Error):
         return ()
     known = [each for each in found if not each.is_loopback and not each.is_link_local]
     known.sort(key=lambda each: (each.version, int(each)))

@@ -74,7 +74,11 @@ class Paths:
         epoch: str,
         next_session: Callable[[], Awaitable[int]],
         passenger: Passenger,
+        *,
+        switch_jitter_s: float = limits.SWITCH_JITTER_S,
     ):
+        """`switch_jitter_s` is the longest wait before the cloud is tried directly, so that a site does not come as one."""
+        self._switch_jitter_s = switch_jitter_s
         self._settings, self._memory, self._epoch = settings, memory, epoch
         self._next_session, self._passenger = next_session, passenger
         identity = settings.identity
@@ -120,8 +124,8 @@ class Paths:
             birth = self._passenger.introduction(self.session_number, self._via)
             self._using.publish(self._state_topic, messages.encode(birth), retain=True)
 
-    async def stop(self, reason: str = "stopped") -> None:
-        """Say goodbye on the path in use, and why, and end all sessions cleanly."""
+    async def stop(self, reason: str, within_s: float = limits.CLOSE_TIMEOUT_S) -> None:
+        """Say goodbye on the path in use, and why, and end all sessions: cleanly, as far as there is time for it."""
         self._runner.close()
         beginning = self._tasks - self._closing
         for task in beginning:
@@ -131,7 +135,12 @@ class Paths:
             self._using.publish(self._state_topic, messages.encode(state), retain=True)
             self._using = None
         sessions, self._sessions = list(self._sessions.values()), {}
-        await asyncio.gather(*self._closing, *(session.close() for session in sessions))
+        try:
+            async with asyncio.timeout(within_s):
+                await asyncio.gather(*self._closing, *(session.close() for session in sessions))
+        except TimeoutError:
+            for session in sessions:
+                session.abort()
         if beginning:
             await asyncio.wait(beginning)
         self._runner.close()  # What ended in between may have set its clock again.
@@ -162,6 +171,7 @@ class Paths:
             surroundings,
             random=SystemRandom(),
             started_at=now,
+            switch_jitter_s=self._switch_jitter_s,
         )
 
     # --- Commands ------------------------------------------------------------------------------------------------------

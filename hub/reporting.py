@@ -11,8 +11,8 @@ from typing import Any, Final
 import msgspec
 
 from broker.clock import unix_ms
-from broker.control import Mode, Protection, Reported, SettingsReport
-from config.settings import HubSettings
+from broker.control import Mode, ModePolicy, Protection, Reported, SettingsReport
+from config.settings import HubMode, HubSettings
 from hub.entries import Entry
 from hub.keeper import Keeper
 from hub.sensors import Sensor
@@ -59,7 +59,12 @@ def reported_of(
         tasks=list(settings.tasks.allow),
         checks=sorted(settings.checks),
         sensors={sensor.name: _of_sensor(sensor) for sensor in sensors},
+        policy=_of_mode(settings.mode),
     )
+
+
+def _of_mode(mode: HubMode) -> ModePolicy:
+    return ModePolicy(mode.heartbeat, mode.heartbeat_min, mode.poll_min, mode.offline_after_min)
 
 
 def _of_sensor(sensor: Sensor) -> dict[str, Any]:

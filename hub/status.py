@@ -13,6 +13,7 @@ from msgspec import Struct
 from broker.clock import unix_ms
 from broker.control import Connection, Mode, Protection, SettingsReport
 from broker.status import Assessment, assess
+from broker.status_text import Language
 from config import limits
 from config.errors import SettingsError
 from config.settings import HubSettings
@@ -99,23 +100,22 @@ class Found:
     running: bool
     fresh: bool = True
 
-    @property
-    def json(self) -> str:
+    def json(self, language: Language = "en") -> str:
         """Return the status, and what follows from it, as one JSON object."""
         content = {**msgspec.to_builtins(self.status), "running": self.running, "fresh": self.fresh}
-        shown = self.assessment
+        shown = self.assessed(language)
         return orjson.dumps(
             {**content, "icon": shown.icon, "text": shown.text, "actions": msgspec.to_builtins(shown.actions)}
         ).decode()
 
-    @property
-    def assessment(self) -> Assessment:
+    def assessed(self, language: Language = "en") -> Assessment:
         """Return the one icon, the one sentence, and what must be done by whom: as this machine can know it."""
         status = self.status
         return assess(
             self._connection(),
             status.protection,
             reason="" if self.running else "stopped cleanly",
+            language=language,
             last_seen_ms=status.ts if not self.running else None,
         )
 
@@ -151,11 +151,11 @@ def read_status(settings: HubSettings) -> Found:
     return Found(status, holder_of(settings.hub.data_dir / OUTBOX_FILE) is not None, fresh)
 
 
-def told(found: Found) -> str:
-    """Return the status as a few lines for a person, the most important first."""
+def told(found: Found, language: Language = "en") -> str:
+    """Return the status as a few lines for a person, the most important first; `language`: of the sentence and of what to do."""
     status = found.status
     outbox = status.outbox
-    shown = found.assessment
+    shown = found.assessed(language)
     lines = [f"{status.hub} at {status.site}: {_headline(found)}", f"  status           [{shown.icon}] {shown.text}"]
     lines += [f"  to do            {action.who}: {action.text}" for action in shown.actions]
     if found.running:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -52,6 +53,7 @@ class TaskRunner:
         self._waiting: list[Task] = []
         self._refusal: str | None = None
         self._roaming = False
+        self._leaving = False  # Takes no more tasks.
         self._closed = False
 
     @property
@@ -65,7 +67,7 @@ class TaskRunner:
 
     def received(self, task: Task) -> None:
         """Take a delivery; the same one may come any number of times."""
-        if self._closed:
+        if self._leaving:
             return  # The next process gets it.
         if self._runner is not None:
             self._runner.feed(tasks.TaskReceived(task, unix_ms()))
@@ -81,7 +83,18 @@ class TaskRunner:
             self._runner.feed(tasks.RoamingChanged(roaming))
 
     async def close(self) -> None:
-        """End what runs, and the journal. The next start reports what was cut off."""
+        """Let what is short come to its end, then end what runs, and the journal. The next start reports what was cut off.
+
+        Cancelled, it waits no more: the journal is closed when the disk lets it be.
+        """
+        self._leaving = True
+        try:
+            async with asyncio.timeout(limits.TASK_CLOSE_GRACE_S):
+                while self._saves or self._running:
+                    waited: set[asyncio.Future[Any]] = {*self._saves, *self._running.values()}
+                    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            pass
         self._closed = True
         if self._runner is not None:
             self._runner.close()
@@ -90,12 +103,15 @@ class TaskRunner:
             ending.append(self._loading)
         for one in ending:
             one.cancel()
-        if ending:
-            await asyncio.wait(ending)
-        if self._saves:
-            await asyncio.wait(self._saves)
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._journal.close)
-        self._thread.shutdown(wait=False)
+        try:
+            if ending:
+                await asyncio.wait(ending)
+            if self._saves:
+                await asyncio.wait(self._saves)
+        finally:
+            closing = self._thread.submit(self._journal.close)
+            self._thread.shutdown(wait=False)
+        await asyncio.shield(asyncio.wrap_future(closing))
 
     # --- The journal ----------------------------------------------------------------------------------------------------
 

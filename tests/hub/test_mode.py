@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from random import Random
 
 import pytest
 
+from broker.control import DesiredSettings, Task
 from broker.machine import Wakeup
+from broker.messages import Ack, HubState
+from broker.runner import monotonic_s
 from config import limits
 from config.errors import SettingsError
 from config.settings import HubMode
+from hub.memory import PathMemory
 from hub.mode import Begin, Contact, Contacts, Ended, is_within, keeps_session, mode_of, networks_of
+from hub.mode_line import Line
+from tests.hub.test_reporting import settings_of
 
 HEARTBEAT, POLL = Contact.HEARTBEAT, Contact.POLL
 MINUTE_S = 60.0
@@ -70,6 +78,26 @@ def test_what_is_no_range_is_told_with_its_key(text: str) -> None:
 def test_a_hub_polls_if_its_network_or_its_settings_say_so(kind: str, address: str, keeps: bool) -> None:
     ranges = networks_of(["10.20.0.0/16"])
     assert keeps_session(HubMode(kind=kind), ranges, [address]) is keeps  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "unreachable", "present", "keeps"),
+    [
+        ("auto", ["10.20.0.0/16"], True, True),
+        ("auto", ["10.20.0.0/16"], False, False),
+        ("auto", ["10.20.0.0/16"], None, False),
+        ("auto", [], None, True),
+        ("auto", [], False, True),
+        ("continuous", ["10.20.0.0/16"], False, True),
+        ("polling", ["10.20.0.0/16"], True, False),
+    ],
+)
+def test_without_an_address_a_hub_stays_in_its_mode_and_at_its_start_it_polls_if_it_might_have_to(
+    kind: str, unreachable: list[str], present: bool | None, keeps: bool
+) -> None:
+    """A cable that is out for a moment must not make it keep a session where none may be kept."""
+    mode = HubMode(kind=kind)  # type: ignore[arg-type]
+    assert keeps_session(mode, networks_of(unreachable), [], present=present) is keeps
 
 
 def test_roaming_is_told_before_all_else() -> None:
@@ -227,3 +255,73 @@ def test_hubs_that_start_together_do_not_poll_together_for_ever() -> None:
         this.handle(Ended(POLL, True), 101.0)
         turns.append(round((this.due_at(POLL) or 0.0) / MINUTE_S))
     assert max(turns.count(turn) for turn in turns) < 8
+
+
+# --- Who makes contact for what --------------------------------------------------------------------------------------
+
+
+class Nobody:
+    """A subscriber of a line over which nothing comes."""
+
+    busy = has_waiting = False
+    settings_hash = "0" * 16
+
+    def introduction(self, session: int, via: str) -> HubState:
+        return HubState(online=True, epoch="0" * 16, session=session, via=via)
+
+    async def delivered(self) -> None:
+        pass
+
+    def report_now(self) -> None:
+        pass
+
+    def path_opened(self) -> None:
+        pass
+
+    def path_closed(self) -> None:
+        pass
+
+    def path_changed(self) -> None:
+        pass
+
+    def acknowledged(self, ack: Ack) -> None:
+        pass
+
+    def task_received(self, task: Task) -> None:
+        pass
+
+    def settings_received(self, settings: DesiredSettings) -> None:
+        pass
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+@pytest.mark.parametrize("heartbeat", ["off", "unreachable", "all"])
+def test_heartbeats_are_sent_by_nobody_by_all_or_by_those_that_poll_and_polls_by_the_latter(
+    tmp_path: Path, heartbeat: str, continuous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends one too few is called offline; whoever sends one too many costs its network a session each time."""
+    monkeypatch.setattr(limits, "STOP_LEAVE_S", 0.0)  # There is nobody to say goodbye to.
+    mode = f'[mode]\nheartbeat = "{heartbeat}"\nheartbeat_min = 10\npoll_min = 40\n'
+    settings = settings_of(tmp_path, f"[connector]\ndiscovery = false\n{mode}")
+
+    async def next_session() -> int:
+        return 1
+
+    async def due_in_s() -> dict[Contact, float | None]:
+        line = Line(settings, PathMemory(tmp_path / "path"), "0" * 16, next_session, Nobody(), continuous=continuous)
+        begun = monotonic_s()
+        running = asyncio.create_task(line.run())
+        await asyncio.sleep(0)  # Its first step makes the plan.
+        under_way = line.contact
+        due = {contact: line.due_at(contact) for contact in Contact}
+        running.cancel()
+        await asyncio.wait([running])
+        return {
+            contact: 0.0 if contact is under_way else None if at is None else at - begun for contact, at in due.items()
+        }
+
+    found = asyncio.run(due_in_s())
+    beats = heartbeat == "all" or (heartbeat == "unreachable" and not continuous)
+    assert (found[HEARTBEAT] is not None) is beats
+    assert (found[POLL] is not None) is not continuous
+    assert (found[HEARTBEAT] or 0.0) <= 10 * MINUTE_S + limits.CONTACT_JITTER_MAX_S

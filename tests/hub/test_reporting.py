@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.control import Protection, Reported, SettingsReport
+from broker.control import ModePolicy, Protection, Reported, SettingsReport
 from config.settings import HubSettings, load
 from hub.keeper import Keeper
 from hub.outbox import Outbox
@@ -54,6 +54,11 @@ source = "settings"
 pattern = "old"
 [sensors.cpu]
 interval_s = 7
+[mode]
+heartbeat = "off"
+heartbeat_min = 5
+poll_min = 15
+offline_after_min = 45
 """
     standing = SettingsReport(3, "0123456789abcdef", "trial")
     found = reported(tmp_path, more, mode="roaming", settings_report=standing)
@@ -63,6 +68,7 @@ interval_s = 7
     assert found.protection == Protection("conventional", "old", "enabled", "reachable")
     assert found.settings == standing
     assert found.sensors["cpu"] == {"interval_s": 7.0}
+    assert found.policy == ModePolicy("off", 5, 15, 45)
     assert found.host
     assert found.system
     assert found.version

@@ -372,6 +372,20 @@ def test_a_finished_task_is_not_run_again_after_a_restart(tmp_path: Path) -> Non
     play(lambda: Machine(tmp_path, counting(file, "print('fine')")), scene)
 
 
+def test_a_short_task_that_was_just_taken_comes_to_its_end_before_the_hub_begins_anew(tmp_path: Path) -> None:
+    """New settings begin the hub anew, and nobody would understand why a ping fails for that."""
+
+    async def scene(machine: Machine) -> None:
+        machine.ask("ping", task="0" * 16)
+        await machine.ended(task="0" * 16)
+        machine.ask("ping")
+        await machine.restarted()
+        machine.ask("ping")  # Told again how it ended.
+        assert (await machine.ended()).state == "done"
+
+    play(lambda: Machine(tmp_path), scene)
+
+
 def test_restart_hub_is_done_when_the_hub_is_back(tmp_path: Path) -> None:
     """Done before would be a promise; and a repeated delivery must not restart it again."""
 
