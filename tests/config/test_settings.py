@@ -449,3 +449,14 @@ def test_the_name_of_a_file_says_whose_it_is(tmp_path: Path) -> None:
     assert settings.role_of(tmp_path / "cloud.toml", "reader") == "reader"
     with pytest.raises(SettingsError, match="--role"):
         settings.role_of(tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize("key", ["heartbeat_min", "poll_min", "offline_after_min"])
+def test_minutes_of_the_mode_are_from_1_to_129600(tmp_path: Path, key: str) -> None:
+    """A heartbeat every 0 minutes would be a storm, and one every year is a mistake of units."""
+    for minutes in (1, 129_600):
+        loaded = settings.load(written(tmp_path, f"[mode]\n{key} = {minutes}\n"), HubSettings, {})
+        assert getattr(loaded.mode, key) == minutes
+    for minutes in (0, 129_601):
+        text = refusal(written(tmp_path, f"[mode]\n{key} = {minutes}\n"))
+        assert f"mode.{key} = {minutes}: must be a whole number of at least 1 and of at most 129600" in text
