@@ -207,7 +207,8 @@ class Line:
         was_direct = self._was_direct
         await self._close()  # Of a contact that was about to begin, or to end.
         self._open(at_once=was_direct)
-        if not await self._has_path(self._left_s(limits.STOP_LEAVE_S) - limits.STOP_CLOSE_S):
+        leave_by = monotonic_s() + limits.STOP_LEAVE_S if self._leave_by is None else self._leave_by
+        if not await self._has_path(leave_by - monotonic_s() - limits.STOP_CLOSE_S):
             log.debug("goodbye_not_said")
 
     def _beat(self, begin: Begin) -> None:

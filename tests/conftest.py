@@ -20,8 +20,9 @@ GRACE_S = 5.0
 """How long what a test has told to end may take to do so."""
 NETWORK_NAMESPACES = Path("/run/netns")
 
-ONE_AT_A_TIME = ("end_to_end/", "connector/test_ssdp_network", "broker/test_multicast", "hub/test_discovery")
-"""Whole fleets and what shares port 1900: with several workers they stay on one, one after the other."""
+FLEETS = tuple(f"end_to_end/test_{name}" for name in ("presence", "orders", "modes", "roles"))
+NETWORKS = ("end_to_end/", "connector/test_ssdp_network", "broker/test_multicast", "hub/test_discovery")
+"""Whole fleets, on loopback or in networks of their own, and what shares port 1900: of each sort only one at a time."""
 
 _names: list[str] = []
 
@@ -46,8 +47,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together, for pytest-xdist, what must not run at the same time."""
     for item in items:
         place = item.path.relative_to(Path(__file__).parent).as_posix()
-        if place.startswith(ONE_AT_A_TIME) or item.get_closest_marker("root") is not None:
-            item.add_marker(pytest.mark.xdist_group("network"))
+        if place.startswith(FLEETS):
+            item.add_marker(pytest.mark.xdist_group("fleets"))
+        elif place.startswith(NETWORKS) or item.get_closest_marker("root") is not None:
+            item.add_marker(pytest.mark.xdist_group("networks"))
 
 
 def pytest_configure() -> None:
