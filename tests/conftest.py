@@ -43,6 +43,7 @@ def nothing_left_behind() -> Iterator[None]:
     assert not left, f"left behind: {', '.join(left)}"
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist looks at the groups in the same hook.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together, for pytest-xdist, what must not run at the same time."""
     for item in items:
