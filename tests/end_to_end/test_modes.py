@@ -134,10 +134,16 @@ def test_a_polling_hub_has_no_session_between_its_contacts_and_delivers_all(
         fleet.close()
 
 
-def test_a_roaming_hub_keeps_its_log_lines_until_it_roams_no_more(tmp_path: Path, unique_name: str) -> None:
+@pytest.mark.parametrize("path", ["connector", "direct"])
+def test_a_roaming_hub_keeps_its_log_lines_until_it_roams_no_more(tmp_path: Path, unique_name: str, path: str) -> None:
     """In the middle of a presentation nothing but readings is sent; afterwards nothing is missing."""
     environ = {"HUBLINE_PRIVILEGES__ROAM": "true", "HUBLINE_LOGS__LEVEL": '"info"'}
+    environ |= {"HUBLINE_FAILOVER__OUTAGE_S": "2", "HUBLINE_FAILOVER__START_GRACE_S": "2"}
     with running_fleet(tmp_path, unique_name, hubs=1, environ=environ) as fleet, listening(fleet) as listener:
+        if path == "direct":
+            fleet.kill("connector", "site-broker")
+            until("it has gone to the cloud", lambda: fleet.path("pc-1") == "direct")
+            fleet.wait_until_flowing()
         until("its log lines come", lambda: listener.seen("up/logs"))
         settings = str(fleet.settings("pc-1"))
         assert "roams from now on" in fleet.hubline("hub", "roam", "on", "-c", settings).stdout
