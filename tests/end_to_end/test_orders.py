@@ -136,6 +136,7 @@ def test_every_action_ends_the_same_on_either_path(fleet: Fleet, path: str) -> N
     if path == "direct":
         fleet.kill("connector")
         wait_for_path(fleet, path)
+    until("it has reported once", lambda: fleet.ask("/hubs/berlin/pc-1")["reported"])
     reported = fleet.ask("/hubs/berlin/pc-1")["reported"]["received"]
     ordered = {
         name: order(fleet, action, hub, *(f"--arg={argument}" for argument in arguments))

@@ -68,7 +68,10 @@ def hub_with(fleet: Fleet, name: str, prepare: Callable[[Path], None]) -> tuple[
 
 def _complaint(fleet: Fleet, name: str) -> str | None:
     # The broker listens on loopback only: at its other addresses, which SSDP finds as well, nobody is.
-    reasons = [str(line["reason"]) for line in fleet.events(name, "broker_unreachable")]
+    # And another test's broker, which has our fleet's name too, may answer the search.
+    ours = (f":{fleet.site_port}", f":{fleet.cloud_port}")
+    lines = [line for line in fleet.events(name, "broker_unreachable") if str(line["endpoint"]).endswith(ours)]
+    reasons = [str(line["reason"]) for line in lines]
     told = next((reason for reason in reasons if reason != "connection refused"), None)
     if told is not None:
         return told
