@@ -28,7 +28,7 @@ class Rights:
 
     def __init__(self, principal: Principal, broker_site: str):
         self._may_publish = _publish_rule(principal, broker_site)
-        self._topic_filters = _subscribe_filters(principal, broker_site)
+        self._topic_filters = subscribe_filters(principal, broker_site)
 
     @property
     def none(self) -> bool:
@@ -60,6 +60,27 @@ def may_subscribe(principal: Principal, broker_site: str, topic_filter: str) -> 
     return Rights(principal, broker_site).may_subscribe(topic_filter)
 
 
+def publish_filters(principal: Principal, broker_site: str) -> tuple[str, ...]:
+    """Return topic filters that match exactly what the holder may publish to: for engines that know rights only so."""
+    fleet, site, name = principal.fleet, principal.site, principal.name
+    at_cloud = broker_site == CLOUD_SITE
+    if principal.role in ("hub", "connector") and not at_cloud and site != broker_site:
+        return ()
+    match principal.role:
+        case "hub":
+            return tuple(hub_filter(fleet, site, name, channel) for channel in UP_SIDE)
+        case "connector":
+            carried = UP_SIDE if at_cloud else ("down",)
+            return (
+                str(Topic.connector_state(fleet, site, name)),
+                *(hub_filter(fleet, site, "+", channel) for channel in carried),
+            )
+        case "cloud":
+            return tuple(hub_filter(fleet, "+", "+", channel) for channel in ("down", "presence", "last"))
+        case "reader" | "broker":
+            return ()
+
+
 def _publish_rule(principal: Principal, broker_site: str) -> _Rule | None:
     """Return what tells whether a topic may be published to, or None for someone who publishes nothing."""
     fleet, site, name = principal.fleet, principal.site, principal.name
@@ -83,7 +104,7 @@ def _publish_rule(principal: Principal, broker_site: str) -> _Rule | None:
             return None
 
 
-def _subscribe_filters(principal: Principal, broker_site: str) -> tuple[str, ...]:
+def subscribe_filters(principal: Principal, broker_site: str) -> tuple[str, ...]:
     """Return the widest topic filters that the holder may subscribe to."""
     fleet, site, name = principal.fleet, principal.site, principal.name
     at_cloud = broker_site == CLOUD_SITE

@@ -50,6 +50,7 @@ def broker_toml(principal: Principal, ports: Sequence[int]) -> str:
 [broker]
 listen = {toml_strings(listen)}
 crl = "crl.pem"                 # revoked certificates: replace it after `hubline provision revoke`
+members = "members.json"        # for other engines than the default: replace it after `hubline provision`
 """
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from config import bundles, files, hosts, pki, roster
+from config import bundles, files, hosts, members, pki, roster
 from config.errors import RefusedError
 from config.fleet import Fleet, Member
 from config.principal import Role
@@ -75,11 +75,16 @@ def spread(fleet: Fleet, name: str, content: bytes) -> None:
         files.replace(file, content)
 
 
-def spread_roster(fleet: Fleet) -> None:
-    """Bring the roster in the cloud service's bundle up to date."""
+def spread_members(fleet: Fleet) -> None:
+    """Bring up to date what the bundles of the cloud service and of all brokers say of the fleet's members."""
+    contents = {
+        "cloud": (roster.FILE, roster.encoded(fleet.index)),
+        "broker": (members.FILE, members.encoded(fleet.index)),
+    }
     for member in fleet.index.members:
-        if member.role == "cloud" and (folder := fleet.bundle("cloud", member.name)).is_dir():
-            files.replace(folder / roster.FILE, roster.encoded(fleet.index))
+        if member.role in contents and (folder := fleet.bundle(member.role, member.name)).is_dir():
+            name, content = contents[member.role]
+            files.replace(folder / name, content)
 
 
 def _settings_toml(fleet: Fleet, member: Member) -> str:
@@ -115,6 +120,7 @@ def _contents(fleet: Fleet, member: Member, leaf: pki.Leaf) -> dict[str, bytes]:
     }
     if member.role == "broker":
         contents["crl.pem"] = fleet.crl_pem()
+        contents[members.FILE] = members.encoded(fleet.index)
     if member.role == "cloud":
         contents[roster.FILE] = roster.encoded(fleet.index)
     return contents

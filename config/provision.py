@@ -111,7 +111,7 @@ def renew(directory: Path, who: str, *, reinstate: bool = False, passphrase: byt
         renewed = replace(member, certificates=[*member.certificates, issued])
         fleet.put(renewed)
         bundle = delivery.renewed(fleet, renewed, leaf)
-        delivery.spread_roster(fleet)
+        delivery.spread_members(fleet)
         return bundle
 
 
@@ -126,7 +126,7 @@ def revoke(directory: Path, who: str, *, passphrase: bytes | None = None) -> Rev
             marked = [issued if issued.revoked else replace(issued, revoked=now) for issued in member.certificates]
             member = replace(member, certificates=marked)
             fleet.put(member)
-        delivery.spread_roster(fleet)
+        delivery.spread_members(fleet)
         fleet.record(replace(fleet.index, crl_number=fleet.index.crl_number + 1))
         delivery.spread(fleet, "crl.pem", fleet.revocation_lists(passphrase, pki.utc_now()))
         brokers = [other for other in fleet.index.members if other.role == "broker" and other.newest.revoked is None]
@@ -197,7 +197,7 @@ def _add(directory: Path, wanted: Sequence[_Wanted], passphrase: bytes | None) -
         for each in wanted:
             _refuse_taken(fleet, each)
         added = _added(fleet, wanted, passphrase)
-        delivery.spread_roster(fleet)
+        delivery.spread_members(fleet)
         return added
 
 

@@ -48,7 +48,7 @@ DatabaseUrl: TypeAlias = Annotated[
     str,
     Meta(
         pattern=r"^(sqlite|postgresql)(\+[a-z0-9]+)?://",
-        description='a URL like "sqlite:///cloud.db" or "postgresql://user:password@host/name"',
+        description='a URL like "sqlite:///cloud.db" or "postgresql+asyncpg://user:password@host/name"',
     ),
 ]
 ProxyUrl: TypeAlias = Annotated[
@@ -225,13 +225,40 @@ class HubSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BrokerProcess(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[broker]`: where the broker listens, and with which engine."""
+    """`[broker]`: where the broker listens, and with which engine.
+
+    `members` lists whom other engines than our own must know by name; `hubline provision` keeps it in the bundle. `program` is
+    the engine's program, if it is not on the path. `bridge` is the connector.toml of a connector that lets this engine bridge.
+    """
 
     listen: Annotated[list[ListenEndpoint], Meta(min_length=1)] = field(default_factory=lambda: ["0.0.0.0:8883"])
-    engine: Literal["amqtt"] = "amqtt"
+    engine: Literal["amqtt", "mosquitto", "nats", "external"] = "amqtt"
     crl: Path | None = None
+    members: Path | None = None
+    program: Path | None = None
+    bridge: Path | None = None
     data_dir: Path = Path("data")
     handshakes_per_s: Annotated[float, Meta(gt=0)] = limits.HANDSHAKES_PER_S
+
+
+class Nats(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[nats]` of a broker: its place in a cluster.
+
+    `listen` is for the cloud service's own NATS clients, `cluster_listen` for the other nodes, whose `cluster_listen` are the
+    `routes`. `cluster_ca`, `cluster_cert` and `cluster_key` are what nodes know each other by. `replicas` is how many nodes
+    keep each message. Who may do what is written into the configuration ("permissions") or asked for at each connection
+    ("callout"); "auto" is permissions for small fleets.
+    """
+
+    listen: ListenEndpoint = "127.0.0.1:4222"
+    cluster: Label = "hubline"
+    cluster_listen: ListenEndpoint | None = None
+    routes: list[Endpoint] = field(default_factory=list)
+    cluster_ca: Path | None = None
+    cluster_cert: Path | None = None
+    cluster_key: Path | None = None
+    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+    authorization: Literal["auto", "permissions", "callout"] = "auto"
 
 
 class BrokerSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -239,13 +266,18 @@ class BrokerSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     identity: Identity
     broker: BrokerProcess = field(default_factory=BrokerProcess)
+    nats: Nats = field(default_factory=Nats)
     log: Log = Log()
 
 
 class ConnectorProcess(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[connector]` of a connector. `advertise_port` is the site broker's port in announcements, else that of `site_broker`."""
+    """`[connector]` of a connector. `advertise_port` is the site broker's port in announcements, else that of `site_broker`.
+
+    `bridge`: who carries the messages, this process itself or the site broker's own bridge.
+    """
 
     site_broker: Endpoint = "127.0.0.1:8883"
+    bridge: Literal["own", "engine"] = "own"
     advertise: bool = True
     advertise_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     data_dir: Path = Path("data")
@@ -271,10 +303,15 @@ class ConnectorSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class CloudProcess(Struct, frozen=True, forbid_unknown_fields=True):
     """`[cloud]` of the cloud service: its broker and its database (a URL; a relative SQLite path is relative to the file).
 
-    `roster` is the list of the fleet's hubs and their certificates that `hubline provision` keeps in the bundle.
+    `roster` is the list of the fleet's hubs and their certificates that `hubline provision` keeps in the bundle. `intake`: how
+    what hubs send comes in, by plain subscription (one process), by a shared one of MQTT 5, or from a stream of the NATS
+    cluster at `nats`; `workers` is the name under which several processes share it.
     """
 
     broker: Endpoint = "127.0.0.1:8883"
+    intake: Literal["mqtt", "shared", "jetstream"] = "mqtt"
+    nats: list[Endpoint] = field(default_factory=list)
+    workers: Label = "ingest"
     database: DatabaseUrl = "sqlite:///cloud.db"
     data_dir: Path = Path("data")
     roster: Path | None = None

@@ -1,0 +1,1 @@
+"""Engines that exist: their configuration, written from the fleet, and their processes, watched."""
