@@ -96,6 +96,9 @@ SESSIONS_PER_CERTIFICATE_MAX: Final = 16
 CLIENT_ID_SUFFIX_MAX: Final = 32
 """Characters after the dot of a client id."""
 
+CLIENT_ID_SECRET_BYTES: Final = 8
+"""Random bytes in the client ids of our own clients, in hexadecimal: nobody guesses 64 bits over the network, and it fits."""
+
 WILL_MAX_BYTES: Final = 4096
 """A last will is a state of some hundred bytes, and is kept in memory for every session."""
 
@@ -134,6 +137,26 @@ CERTIFICATES_CHECK_S: Final = 2.0
 
 PROXY_REPLY_MAX_BYTES: Final = 16 * 1024
 """What a proxy may say before the tunnel is open; its pages of errors are longer, and nobody reads them."""
+
+# --- Engines that exist ----------------------------------------------------------------------------------------------
+
+ENGINE_STOP_S: Final = 3.0
+"""How long an engine may take to end when it is told to; then it is killed, and we still stop within STOP_TIMEOUT_S."""
+
+ENGINE_READY_S: Final = 30.0
+"""An engine that does not serve by then is worth a warning; it may be reading a large store."""
+
+ENGINE_BACKOFF_MAX_S: Final = 10.0
+"""The longest wait before an engine that has died is started again: everybody waits for it."""
+
+ENGINE_LINES_PER_S: Final = 100.0
+"""Lines of an engine's log that are passed on; strangers who knock make it say a few each time."""
+
+ENGINE_LINES_END_S: Final = 1.0
+"""How long to wait for the last lines of an engine that has ended: a process that it left behind may hold the pipe open."""
+
+ENGINE_OPEN_FILES: Final = 65_536
+"""Files and connections that an engine may open, if the system lets it: more than a thousand-hub cloud needs."""
 
 # --- Reconnecting ---------------------------------------------------------------------------------------------------
 
@@ -415,6 +438,36 @@ BRIDGE_IN_FLIGHT_MAX: Final = 1_500
 BRIDGE_DOWN_IN_FLIGHT_MAX: Final = 1_500
 """The same for what goes down to the site."""
 
+CLIENT_SECRET_DIGITS: Final = 16
+"""Hexadecimal digits that nobody guesses, in client ids: some engines let any certificate take any id, and its session."""
+
+MOSQUITTO_KEEP_ALIVE_MIN_S: Final = 5
+"""Mosquitto's bridge takes no shorter keep alive."""
+
+BRIDGE_RESTART_FIRST_S: Final = 1
+"""The first wait of the site broker's own bridge before it connects again; later ones grow at random. Whole seconds."""
+
+BRIDGE_RESTART_MAX_S: Final = 20
+"""Its longest: there is one bridge a site, and a whole site waits for it."""
+
+BRIDGE_NOTICE_S: Final = 10.0
+"""How long the site broker may take to say how its bridge is: what is retained comes at once, or never."""
+
+BRIDGE_SAMPLE_S: Final = 15.0
+"""Between two messages whose way through the site broker's bridge and back is followed: it costs some packets."""
+
+BRIDGE_PROOF_S: Final = 30.0
+"""How long such a message may stay without acknowledgement: twice the longest wait after which its hub sends it again."""
+
+BRIDGE_CARRY_S: Final = 10.0
+"""How long the cloud may take to acknowledge it when the connector itself has brought it there."""
+
+BRIDGE_STRIKES_MAX: Final = 2
+"""Messages in a row that only came through by the connector's own hand: one may have met a restart of the cloud service."""
+
+BRIDGE_PAROLE_S: Final = 900.0
+"""A bridge that carried nothing gets its hubs back after this, if none is left there to prove that it carries again."""
+
 # --- The cloud ------------------------------------------------------------------------------------------------------
 
 INGEST_BATCH_MESSAGES: Final = 500
@@ -526,6 +579,9 @@ SKEW_STREAMS_MAX: Final = 200_000
 
 DIRECT_GRACE_S: Final = 60.0
 """How long after the expected switch a hub behind a dead path counts as under way: the longest wait between two attempts."""
+
+BIRTH_WAIT_S: Final = 2.0
+"""How long nothing is concluded of a hub whose messages come before its birth: that is on its way, and says how it works."""
 
 WORD_SLACK_S: Final = 10.0
 """What a hub sends this long after its end, or after its path's, shows that it lives; anything sooner may have been under way."""
@@ -795,6 +851,9 @@ SETTINGS_STABLE_S: Final = 10.0
 
 SETTINGS_TRIAL_SHARE: Final = 0.1
 """Neither is more than this share of a trial that is short."""
+
+SETTINGS_PROBE_S: Final = 2.0
+"""Between two attempts to reach the cloud directly with settings on trial: one hub, for the time of a trial."""
 
 # --- Logging --------------------------------------------------------------------------------------------------------
 

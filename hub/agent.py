@@ -37,6 +37,7 @@ from hub.sampler import Sample, Sampler
 from hub.sensors import load_sensors
 from hub.status_content import content_of
 from hub.task_runner import TaskRunner
+from hub.trial import Trial
 
 log = structlog.get_logger(__name__)
 
@@ -112,15 +113,20 @@ class Agent:
         self._addresses = network.own_addresses()
         self._roaming = is_roaming(settings)
         self._introduced = False  # The cloud knows that this process has started.
+        self._unproven = True  # The settings have not shown yet all that they have to.
         self._restart = asyncio.Event()
         self._drained = asyncio.Event()
         self._keeper = Keeper(outbox, self._kept)
         self._courier = Courier(outbox.epoch, tuple(outbox.pending()))
         self._runner: Runner[courier.Event, courier.Command] = Runner(self._courier, self._execute)
         self._sampler = Sampler(self._sensors, self._sampled, random=SystemRandom())
+        memory = PathMemory(data_dir / "paths.json")
+        had_connector = bool(memory.kept.endpoints) and memory.kept.outage_ms is None
+        self._trial = Trial(settings, self._desired.before_trial(), outbox.epoch, had_connector=had_connector)
+        memory.distrusted = self._trial.distrusts_memory
         self._line = Line(
             settings,
-            PathMemory(data_dir / "paths.json"),
+            memory,
             outbox.epoch,
             self._next_session,
             self,
@@ -160,6 +166,7 @@ class Agent:
         stopping = [asyncio.create_task(each.wait(), name="stop") for each in (stop, self._restart)]
         self._tasks.start()
         self._desired.start()
+        self._trial.start()
         try:
             done, _ = await asyncio.wait(
                 [*stopping, keeping, sampling, status, looking, line], return_when=asyncio.FIRST_COMPLETED
@@ -172,6 +179,7 @@ class Agent:
                 task.cancel()
             await asyncio.wait([sampling, looking, *stopping])
             self._desired.close()
+            await self._trial.close()
             ending = watched(asyncio.create_task(self._tasks.close(), name="end of tasks"))
             await self._drain()
             status.cancel()
@@ -202,6 +210,7 @@ class Agent:
             if monotonic_s() >= looked_at + every_s:
                 self._addresses, looked_at = network.own_addresses(), monotonic_s()
             self._settle_mode()
+            self._look_at_trial()
             self._reporter.look()
             await self._logs.pass_on(roaming=self._roaming)
             await asyncio.sleep(limits.ROAMING_CHECK_S)
@@ -326,6 +335,12 @@ class Agent:
         self._runner.feed(courier.Acknowledged(ack.epoch, tuple(ack.ranges)))
         if ack.epoch == self._courier.epoch and self._reporter.acknowledged(ack.ranges):
             self._introduced = True  # The report was made in this life, and sent after a birth over the same session.
+            self._look_at_trial()
+
+    def _look_at_trial(self) -> None:
+        """Pass on that the settings in force are proven, once they are."""
+        if self._unproven and self._introduced and self._trial.look(self._line.link):
+            self._unproven = False
             self._desired.acknowledged()
 
     def task_received(self, task: Task) -> None:

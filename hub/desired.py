@@ -78,7 +78,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class ReportAcknowledged:
-    """The cloud has committed a report, and its word of that has reached us with the settings in force."""
+    """The cloud has committed a report; its word has reached us with the settings in force, and no path that they change is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +245,7 @@ class Deployment:
         return self._keep(self.kept.good, self.kept.trial, elapsed_s, self.kept.declined)
 
     def _unreached(self) -> str:
-        return f"the cloud could not be reached with them for {self._trial_s:g} s"
+        return f"the cloud could not be reached with them for {self._trial_s:g} s, over each path that they change"
 
     # --- What the cloud wants -----------------------------------------------------------------------------------------
 

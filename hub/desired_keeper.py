@@ -95,6 +95,15 @@ class SettingsKeeper:
                 if self._own_problem() is not None or not self.cannot_start(exc):
                     raise
 
+    def before_trial(self) -> HubSettings | None:
+        """Return the settings that come back unless those on trial prove themselves; None if none are on trial."""
+        if self._machine.kept.trial is None:
+            return None
+        try:
+            return self._overlaid(self._machine.kept.good)
+        except SettingsError:
+            return None  # Nothing to go back to but what the file alone says: then the cloud's word is proof enough.
+
     def cannot_start(self, error: SettingsError) -> bool:
         """Give up the settings in force because the agent can't work with them; False if none from the cloud are in force."""
         before = self._machine.in_force
@@ -120,7 +129,7 @@ class SettingsKeeper:
         self._tell(SettingsReceived(desired))
 
     def acknowledged(self) -> None:
-        """Take note that the cloud has committed a report: from where the agent is now, it can be reached."""
+        """Take note that the cloud has committed a report, and can be reached over each path that the settings change."""
         self._tell(ReportAcknowledged())
 
     def set_roaming(self, roaming: bool) -> None:

@@ -38,6 +38,13 @@ class PathMemory:
     def __init__(self, file: Path):
         self._file = file
         self.kept = self._load()
+        self.distrusted = False
+        """What is remembered proves nothing: it must not be used without having been found again."""
+
+    @property
+    def cached(self) -> tuple[str, ...]:
+        """Return the site brokers to try without a search."""
+        return () if self.distrusted else self.kept.endpoints
 
     def remember(self, endpoints: tuple[str, ...]) -> None:
         """Keep site brokers for the next start."""

@@ -157,7 +157,7 @@ class Paths:
         if away:
             log.info("network_changed", grace_s=settings.failover.away_grace_s)
         surroundings = Surroundings(
-            cached=kept.endpoints,
+            cached=self._memory.cached,
             configured=tuple(settings.connector.endpoints),
             cloud=tuple(settings.cloud.endpoints),
             discovery=settings.connector.discovery,

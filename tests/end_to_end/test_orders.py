@@ -19,6 +19,7 @@ from tests.fleet import QUICK, Fleet, until
 CONNECTOR = "berlin-1"
 ENDED = ("done", "failed", "refused", "expired", "cancelled")
 TRIAL_S = 15.0
+UNREACHED = f"the cloud could not be reached with them for {TRIAL_S:g} s, over each path that they change"
 HELD = """
 import pathlib, sys, time
 folder = pathlib.Path(sys.argv[1])
@@ -362,7 +363,7 @@ def test_settings_that_cut_the_hub_off_are_rolled_back_and_said_to_be(fleet: Fle
     until("they are taken back", lambda: settings_of(fleet, "pc-3")["state"] == "rolled-back")
     state = settings_of(fleet, "pc-3")
     assert state["reported_version"] == state["desired_version"] == good + 1
-    assert state["reported_reason"] == f"the cloud could not be reached with them for {TRIAL_S:g} s"
+    assert state["reported_reason"] == UNREACHED
     until("it is back", lambda: fleet.is_online("pc-3", "direct"))
     told = fleet.hubline("hub", "status", "-c", str(fleet.settings("pc-3"))).stdout
     assert f"version {good + 1} from the cloud, rolled-back" in told
@@ -410,3 +411,28 @@ def test_the_log_of_a_hub_can_be_searched_in_the_cloud(fleet: Fleet) -> None:
     until("and by whom it was asked", lambda: found(second))
     put(fleet, "hub/berlin/pc-1", "--unset", "logs.level")
     wait_until_in_force(fleet, "pc-1", version + 2)
+
+
+def test_a_wrong_address_does_not_hide_behind_the_path_that_works(fleet: Fleet) -> None:
+    """It would show only on the day when the other path fails: with every hub of the site cut off."""
+    wrong = {
+        "pc-1": ('cloud.endpoints=["127.0.0.1:1"]',),
+        "pc-3": ("connector.discovery=false", 'connector.endpoints=["127.0.0.1:1"]'),
+    }
+    versions = {}
+    for hub, changes in wrong.items():
+        put(fleet, f"hub/berlin/{hub}", *changes)
+        versions[hub] = version_of(fleet, hub)
+    for hub in wrong:
+        until(f"{hub} takes them back", lambda hub=hub: settings_of(fleet, hub)["state"] == "rolled-back")  # type: ignore[misc]
+        state = settings_of(fleet, hub)
+        assert state["reported_version"] == versions[hub]
+        assert state["reported_reason"] == UNREACHED
+    wait_for_path(fleet, CONNECTOR)
+    put(fleet, "hub/berlin/pc-1", f'cloud.endpoints=["localhost:{fleet.cloud_port}"]')
+    wait_until_in_force(fleet, "pc-1", version_of(fleet, "pc-1"))
+    assert fleet.is_online("pc-1", CONNECTOR), "it was proven beside the path in use, and nothing has moved for it"
+    put(fleet, "hub/berlin/pc-1", "--unset=cloud.endpoints")
+    put(fleet, "hub/berlin/pc-3", "--unset=connector.discovery", "--unset=connector.endpoints")
+    for hub in wrong:
+        wait_until_in_force(fleet, hub, version_of(fleet, hub))

@@ -162,7 +162,10 @@ def test_without_proof_the_agent_gets_its_last_good_settings_back(tmp_path: Path
         assert machine.applied[1].failover.outage_s == 60.0
         assert machine.begin_anew().failover.outage_s == 60.0
         assert machine.states == [(1, "trial"), (1, "rolled-back")]
-        assert machine.reports[-1].reason == "the cloud could not be reached with them for 0.3 s"
+        assert (
+            machine.reports[-1].reason
+            == "the cloud could not be reached with them for 0.3 s, over each path that they change"
+        )
         assert machine.kept.trial is None
         machine.keeper.close()
 
