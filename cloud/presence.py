@@ -247,6 +247,10 @@ class Presence:
     def _judge(self, record: Record, at_ms: int, *, anew: bool = False) -> bool:
         """Conclude the status of a hub; save, log and publish it if it has changed, and tell whether it has."""
         record = settle_rivals(record, at_ms)
+        if rules.is_undecided(record, at_ms):
+            self._records[record.key] = record
+            self._schedule(record, at_ms)
+            return False
         found = rules.verdict(record, at_ms, self._grace_until_ms, self._terms)
         record = record if record.out == found.out else replace(record, out=found.out)
         was = record.status

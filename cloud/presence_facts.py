@@ -45,7 +45,8 @@ class Life(Struct, frozen=True, omit_defaults=True):
 
     `online` is None while only messages have come. A will of session `disproved` was wrong: the hub has spoken since.
     It went back from session `left` to `session`: it keeps the path that it leaves until the new one is proven.
-    `first_ms` and `told_ms` are when its first and its newest word were sent.
+    `first_ms` and `told_ms` are when its first and its newest word were sent; `heard_ms` is when its messages came first, if they
+    came before its birth.
     """
 
     epoch: str
@@ -58,6 +59,7 @@ class Life(Struct, frozen=True, omit_defaults=True):
     online: bool | None = None
     born: int = 0
     birth_ts: int | None = None
+    heard_ms: int = 0
     started: bool = False
     end: End | None = None
     ended_ms: int | None = None

@@ -56,7 +56,9 @@ def arrival_ms(received_ms: int, at_ms: int) -> int:
 def hear_word(record: Record, word: Word) -> Record:
     """Return what is known after a message, heartbeat or poll."""
     told_ms = word.told_ms
-    life = record.life_of(word.epoch) or Life(epoch=word.epoch, first_ms=told_ms, told_ms=told_ms, first_ts=word.ts)
+    life = record.life_of(word.epoch) or Life(
+        epoch=word.epoch, first_ms=told_ms, told_ms=told_ms, first_ts=word.ts, heard_ms=word.arrived_ms
+    )
     life = replace(
         life,
         told_ms=max(life.told_ms, told_ms),

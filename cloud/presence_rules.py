@@ -73,6 +73,17 @@ class _Contact(NamedTuple):
     expected_ms: int | None = None
 
 
+def is_undecided(record: Record, at_ms: int) -> bool:
+    """Tell whether a hub has spoken before its birth has come, which is on its way: until then its mode is not known."""
+    due_ms = _birth_due_ms(record)
+    return due_ms is not None and at_ms < due_ms
+
+
+def _birth_due_ms(record: Record) -> int | None:
+    life = record.life
+    return None if life is None or life.online is not None else life.heard_ms + int(limits.BIRTH_WAIT_S * 1000)
+
+
 def verdict(record: Record, at_ms: int, grace_until_ms: float, terms: Terms) -> Verdict:
     """Return the status of a hub. `grace_until_ms` is infinite while we are not connected ourselves."""
     life = record.life
@@ -169,7 +180,7 @@ def next_change_ms(
     record: Record, at_ms: int, grace_until_ms: float, terms: Terms, settings: CloudPresence
 ) -> float | None:
     """Return when the status may change although nothing happens, or None if it can't."""
-    dues: list[float | None] = [rivals_until_ms(record), grace_until_ms]
+    dues: list[float | None] = [rivals_until_ms(record), grace_until_ms, _birth_due_ms(record)]
     if record.out:
         dues += [record.not_after_ms, _granted_from_ms(record, terms), hidden_from_ms(record, record.machine, settings)]
     elif record.mode == "polling":

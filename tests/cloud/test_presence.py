@@ -38,6 +38,27 @@ DUPLICATE = ("online", "rejected: duplicate identity")
 # --- Births and ends --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["unknown", "with another outbox before"])
+def test_nothing_is_concluded_from_messages_while_the_birth_is_on_its_way(known: bool) -> None:
+    """A hub that polls would pass for one that keeps its session, until its retained birth has come too."""
+    play = Play()
+    if known:
+        play.born(1, epoch=OTHER_EPOCH, mode="polling").leaves(1, epoch=OTHER_EPOCH).run(HOUR)
+    before = play.history()
+    play.message().run(1)
+    assert play.history() == before
+    play.born(1, mode="polling", reason="started", retained=True)
+    assert play.history() == [*before, ("unreachable-online", "started")]
+
+
+def test_hub_whose_birth_is_lost_is_online_all_the_same() -> None:
+    """Its messages prove that it lives; a moment is enough for a birth that is under way."""
+    play = Play().message()
+    assert play.history() == []
+    play.run(limits.BIRTH_WAIT_S)
+    assert play.shown() == ONLINE
+
+
 def test_first_birth_of_a_process_is_told_from_a_change_of_path() -> None:
     """Who looks for the restart of a machine must not find every failover."""
     play = Play().connector().born(1, reason="started")
