@@ -1,13 +1,14 @@
 """One MQTT-TLS session on paho-mqtt: packets become events in the event loop, calls become packets.
 
 A session is used once: it opens, carries messages, and ends with exactly one `Refused`, `Lost` or `Closed`. Whoever
-wants another makes a new one; when to do so is for a machine to decide. Paho runs in a thread of its own, which works
-with every event loop of every system; nothing of ours runs there but what turns packets into events.
+wants another makes a new one; when to do so is for a machine to decide. A thread connects, which may block; then the event loop
+reads and writes, or that thread, where the loop can't watch a socket. Messages pass beside paho (`broker.client_stream`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import selectors
 import socket
 import ssl
 import threading
@@ -22,6 +23,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from broker.client_stream import ClientStream, socket_class
 from broker.proxy import Proxy, tunnel
 from broker.runner import monotonic_s
 from broker.tls import ALPN, NamedContext, describe_tls_error
@@ -30,6 +32,10 @@ from config.endpoint import split_endpoint
 from config.errors import RefusedError, TransportError
 
 HTTPS_PORT: Final = 443
+_MISC_S: Final = 1.0
+"""How often paho looks after its keep alive."""
+_PACKETS_PER_TURN: Final = 64
+"""Of paho's own packets, in a row."""
 log = structlog.get_logger(__name__)
 
 
@@ -87,7 +93,8 @@ class SessionOptions:
     """Where to connect, as whom, and with what last will.
 
     `tls` verifies the peer's name, whatever the address; it is a context of this session's own. On port 443 it offers
-    ALPN. With a `proxy` the connection goes through it.
+    ALPN. With a `proxy` the connection goes through it. `mqtt5` is for what 3.1.1 has not: shared subscriptions.
+    `in_thread`: read and write in a thread, as where the event loop can't watch a socket.
     """
 
     endpoint: str
@@ -96,17 +103,30 @@ class SessionOptions:
     will: Will | None = None
     proxy: Proxy | None = None
     keep_alive_s: int = limits.KEEP_ALIVE_S
+    mqtt5: bool = False
+    in_thread: bool = False
 
 
 class Session:
-    """One MQTT 3.1.1 session with a clean session state. All methods are to be called in the event loop."""
+    """One MQTT session (3.1.1, or 5) with a clean session state. All methods are to be called in the event loop."""
 
     def __init__(self, options: SessionOptions, report: Callable[[SessionEvent], None]):
         self.options = options
         self._report = report
         self._loop = asyncio.get_running_loop()
+        self._stream = ClientStream(self, own_packets=not options.mqtt5)
         self._client = self._make_client()
-        self._thread = threading.Thread(target=self._run, name=f"mqtt {options.client_id}", daemon=True)
+        self._thread = threading.Thread(target=self._connect, name=f"mqtt {options.client_id}", daemon=True)
+        self._in_loop = isinstance(self._loop, asyncio.SelectorEventLoop) and not options.in_thread
+        self._attached = False  # Reading and writing, in the event loop.
+        self._tick: asyncio.TimerHandle | None = None
+        self._flushing = False
+        self._writing = False
+        self._wake_reader: socket.socket | None = None
+        self._wake_writer: socket.socket | None = None
+        if not self._in_loop:
+            self._wake_reader, self._wake_writer = socket.socketpair()
+            self._wake_writer.setblocking(False)
         self._inbox: deque[SessionEvent] = deque()
         self._inbox_lock = threading.Lock()
         self._ended = asyncio.Event()
@@ -114,8 +134,7 @@ class Session:
         self._closing = False
         self._over = False
         self._published = 0  # Counted in the event loop,
-        self._acknowledged = 0  # and in paho's thread: two counters need no lock.
-        self._alive_at: float | None = None
+        self._acknowledged = 0  # and where the stream is read: two counters need no lock.
         self._tls_error: ssl.SSLError | None = None
         self._socket: socket.socket | None = None
         self.dropped = 0
@@ -139,7 +158,11 @@ class Session:
             self.dropped += 1
             return False
         self._published += 1
-        self._client.publish(topic, payload, qos, retain)
+        if self.options.mqtt5:
+            self._client.publish(topic, payload, qos, retain)
+        else:
+            self._stream.publish(topic, payload, qos, retain=retain)
+            self._wake()
         return True
 
     def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
@@ -147,10 +170,15 @@ class Session:
         if self._opened and not self._over:
             self._client.subscribe(list(filters))
 
+    def unsubscribe(self, topic_filters: Sequence[str]) -> None:
+        """End subscriptions; what is on its way may still come."""
+        if self._opened and not self._over:
+            self._client.unsubscribe(list(topic_filters))
+
     async def close(self) -> None:
         """Send a clean DISCONNECT, so that the broker drops the will, and wait until the connection is gone."""
         self._closing = True
-        if self._thread.is_alive():
+        if self._thread.is_alive() or self._attached:
             self._client.disconnect()
             try:
                 await asyncio.wait_for(self._ended.wait(), limits.CLOSE_TIMEOUT_S)
@@ -161,7 +189,7 @@ class Session:
     def abort(self) -> None:
         """End the session without a word, as a crash would: the broker publishes the will. `Lost` is reported."""
         self._abort()
-        self._finish(Lost("aborted", self._alive_at))
+        self._finish(Lost("aborted", self._stream.alive_at))
 
     # --- In the event loop ------------------------------------------------------------------------------------------
 
@@ -204,17 +232,131 @@ class Session:
                 self._loop.call_soon(self._drain)
                 raise
 
-    # --- In paho's thread -------------------------------------------------------------------------------------------
+    # --- Reading and writing in the event loop ------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        """Go on in the event loop where the thread has connected."""
+        sock = self._client.socket()
+        if sock is None or self._over or self._closing:
+            self._end()
+            return
+        self._attached = True
+        self._client.on_socket_close = self._detach
+        self._loop.add_reader(sock, self._readable)
+        self._tick = self._loop.call_later(_MISC_S, self._look_after)
+        self._flush()
+
+    def _readable(self) -> None:
+        if not self._read():
+            self._end()
+        elif self._stream.has_more:
+            self._loop.call_soon(self._read_on)
+        self._drain()
+        if self._stream.has_unsent:
+            self._wake()
+
+    def _read_on(self) -> None:
+        if self._attached:
+            self._readable()
+
+    def _wake(self) -> None:
+        """Have what waits written soon, together with what else is about to come."""
+        if self._wake_writer is not None:
+            try:
+                self._wake_writer.send(b".")
+            except OSError:
+                pass  # It is awake, or has ended.
+        elif self._attached and not self._flushing and not self._writing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if not self._attached:
+            return
+        waits = self._write()
+        sock = self._client.socket()
+        if sock is None:
+            self._end()
+        elif waits and not self._writing:
+            self._loop.add_writer(sock, self._flush)
+        elif self._writing and not waits:
+            self._loop.remove_writer(sock)
+        self._writing = waits
+        self._drain()
+
+    def _look_after(self) -> None:
+        """Let paho send its pings, and see whether they are answered."""
+        if self._client.loop_misc() == MQTTErrorCode.MQTT_ERR_SUCCESS and self._attached:
+            self._tick = self._loop.call_later(_MISC_S, self._look_after)
+        else:
+            self._end()
+        self._drain()
+
+    def _detach(self, _client: paho.Client, _userdata: object, sock: paho.SocketLike) -> None:
+        """Let go of a socket that paho is about to close."""
+        if self._attached:
+            self._loop.remove_reader(sock)
+            self._loop.remove_writer(sock)
+
+    def _end(self) -> None:
+        if self._attached:
+            self._attached = False
+            sock = self._client.socket()
+            if sock is not None:
+                self._loop.remove_reader(sock)
+                self._loop.remove_writer(sock)
+        if self._tick is not None:
+            self._tick.cancel()
+        self._close_sockets()
+        self._put(Lost("connection ended", self._stream.alive_at))
+        self._ended.set()
+
+    # --- Where the stream is read and written: in the event loop, or in a thread --------------------------------------
+
+    def _read(self) -> bool:
+        """Take what has come, and tell whether the connection stands."""
+        try:
+            for _ in range(_PACKETS_PER_TURN):
+                if self._client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS or self._client.socket() is None:
+                    return False
+                if not self._stream.has_more:
+                    break
+        except Exception:  # Paho's parser trips over a packet that no broker should send.
+            log.exception("mqtt_packet_unreadable", endpoint=self.options.endpoint)
+            return False
+        return True
+
+    def _write(self) -> bool:
+        """Write what waits, ours and then paho's, and tell whether some of it still does."""
+        try:
+            written = self._stream.flush()
+        except OSError:
+            self._abort()  # Whoever reads learns of the end, and what was to blame.
+            return False
+        if written and self._client.want_write():
+            self._client.loop_write()
+        return not written or self._client.want_write()
+
+    def received(self, topic: str, payload: bytes, retain: bool) -> None:
+        """Take a message off the stream."""
+        self._put(Received(topic, payload, retain))
+
+    def settled(self, count: int) -> None:
+        """Take note that publishes are acknowledged, or written."""
+        self._acknowledged += count
+
+    # --- In the thread ------------------------------------------------------------------------------------------------
 
     def _make_client(self) -> paho.Client:
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=self.options.client_id,
-            clean_session=True,
-            protocol=paho.MQTTv311,
+            clean_session=None if self.options.mqtt5 else True,  # MQTT 5 begins clean anyway, and ends so.
+            protocol=paho.MQTTv5 if self.options.mqtt5 else paho.MQTTv311,
             reconnect_on_failure=False,
         )
-        self.options.tls.sslsocket_class = _watched_socket_class(self)
+        self.options.tls.sslsocket_class = socket_class(self._stream, self._meet, self._note_alert)
         if split_endpoint(self.options.endpoint)[1] == HTTPS_PORT:
             self.options.tls.set_alpn_protocols(ALPN)
         if self.options.proxy is not None:
@@ -224,22 +366,26 @@ class Session:
             client.will_set(self.options.will.topic, self.options.will.payload, qos=1, retain=True)
         client.connect_timeout = limits.CONNECT_TIMEOUT_S + limits.CLOSE_TIMEOUT_S  # Ours comes first, and says so.
         client.max_inflight_messages_set(0)  # Bounded above: paho's own queue would hide what waits.
-        client.on_socket_register_write = _leave_it_to_the_thread
+        client.on_socket_register_write = self._on_register_write
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         return client
 
-    def _run(self) -> None:
+    def _connect(self) -> None:
         proxy = self.options.proxy
         host, port = split_endpoint(self.options.endpoint) if proxy is None else (proxy.host, proxy.port)
+        handed_over = False
         try:
             self._client.connect(host, port, self.options.keep_alive_s)
             if self._closing:
                 self._client.disconnect()
-            while self._client.loop(timeout=1.0) == MQTTErrorCode.MQTT_ERR_SUCCESS:
-                pass
+            if self._in_loop:
+                self._loop.call_soon_threadsafe(self._attach)
+                handed_over = True
+            else:
+                self._pump()
         except ssl.SSLCertVerificationError as exc:
             self._put(Refused(describe_tls_error(exc)))
         except ssl.SSLError as exc:
@@ -250,18 +396,57 @@ class Session:
             self._put(Lost(str(exc), None))
         except (OSError, ValueError) as exc:
             at_proxy = proxy is not None and not isinstance(self._socket, ssl.SSLSocket)
-            self._put(Lost(f"proxy {proxy}: {_plain(exc)}" if at_proxy else _plain(exc), self._alive_at))
+            self._put(Lost(f"proxy {proxy}: {_plain(exc)}" if at_proxy else _plain(exc), self._stream.alive_at))
+        except RuntimeError:
+            pass  # The loop has closed before us: nobody listens any more.
         except Exception:
             log.exception("mqtt_thread_failed")
-            self._put(Lost("internal error", self._alive_at))
+            self._put(Lost("internal error", self._stream.alive_at))
         finally:
-            if self._socket is not None:
-                self._socket.close()  # Paho leaves it open where the handshake failed.
-            self._put(Lost("connection ended", self._alive_at))
-            try:
-                self._loop.call_soon_threadsafe(self._ended.set)
-            except RuntimeError:
-                pass  # The loop has closed before us: nobody waits.
+            if not handed_over:
+                self._close_sockets()
+                self._put(Lost("connection ended", self._stream.alive_at))
+                try:
+                    self._loop.call_soon_threadsafe(self._ended.set)
+                except RuntimeError:
+                    pass  # The loop has closed before us: nobody waits.
+
+    def _pump(self) -> None:
+        """Read and write until the connection has ended: for event loops that can't watch a socket (Windows' default)."""
+        sock, woken = self._client.socket(), self._wake_reader
+        assert sock is not None
+        assert woken is not None
+        with selectors.DefaultSelector() as ready:
+            ready.register(woken, selectors.EVENT_READ)
+            ready.register(sock, selectors.EVENT_READ)
+            while self._client.socket() is not None:
+                writes = selectors.EVENT_WRITE if self._write() else 0
+                if self._client.socket() is None:
+                    return
+                ready.modify(sock, selectors.EVENT_READ | writes)
+                found = {key.fileobj for key, _ in ready.select(0.0 if self._stream.has_more else _MISC_S)}
+                if woken in found:
+                    woken.recv(limits.CLIENT_READ_BYTES)
+                if (sock in found or self._stream.has_more) and not self._read():
+                    return
+                if self._client.loop_misc() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                    return
+
+    def _close_sockets(self) -> None:
+        """Close what paho leaves open where the handshake failed, and ours."""
+        for each in (self._socket, self._wake_reader, self._wake_writer):
+            if each is not None:
+                each.close()
+
+    def _meet(self, sock: ssl.SSLSocket) -> None:
+        """Take the socket before its handshake, in which a silent peer may hold us: paho hands it out only after that."""
+        self._socket = sock
+
+    def _note_alert(self, alert: ssl.SSLError) -> None:
+        self._tls_error = alert
+
+    def _on_register_write(self, _client: paho.Client, _userdata: object, _sock: object) -> None:
+        self._wake()
 
     def _tunnel(self, sock: socket.socket) -> None:
         assert self.options.proxy is not None
@@ -276,7 +461,7 @@ class Session:
         reason: ReasonCode,
         _props: Properties | None,
     ) -> None:
-        self._alive_at = monotonic_s()
+        self._stream.alive_at = monotonic_s()
         self._put(Refused(f"the broker says: {reason}") if reason.is_failure else Opened())
 
     def _on_disconnect(
@@ -294,9 +479,12 @@ class Session:
         else:
             silent = str(reason) == "Keep alive timeout"
             if not silent:
-                self._alive_at = monotonic_s()
+                self._stream.alive_at = monotonic_s()
             self._put(
-                Lost("no life sign from the broker" if silent else "the broker closed the connection", self._alive_at)
+                Lost(
+                    "no life sign from the broker" if silent else "the broker closed the connection",
+                    self._stream.alive_at,
+                )
             )
 
     def _on_message(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
@@ -313,42 +501,12 @@ class Session:
                 self.dropped += 1
                 return
             self._inbox.append(event)
-            wake = len(self._inbox) == 1
+            wake = len(self._inbox) == 1 and not self._attached  # Else whoever has read looks into it at once.
         if wake:
             try:
                 self._loop.call_soon_threadsafe(self._drain)
             except RuntimeError:
                 pass  # The loop has closed: nobody listens any more.
-
-
-def _watched_socket_class(session: Session) -> type[ssl.SSLSocket]:
-    """Return a socket class that notes when bytes arrive, and with which alert a TLS 1.3 server refuses a certificate.
-
-    That alert comes after the client's handshake is done (RFC 8446, 4.4.4), where paho turns it into a mere loss.
-    """
-
-    class WatchedSocket(ssl.SSLSocket):
-        def do_handshake(self, block: bool = False) -> None:
-            session._socket = self  # Paho hands it out only after this, when a silent peer may already hold us.
-            super().do_handshake(block)
-
-        def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-            try:
-                received = super().recv(buflen, flags)
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                raise
-            except ssl.SSLError as exc:
-                if exc.reason and "ALERT" in exc.reason:
-                    session._tls_error = exc
-                raise
-            session._alive_at = monotonic_s()
-            return received
-
-    return WatchedSocket
-
-
-def _leave_it_to_the_thread(_client: paho.Client, _userdata: object, _socket: object) -> None:
-    """Keep paho from writing in the caller's thread: OpenSSL connections are not safe in two threads at once."""
 
 
 def _plain(exc: OSError | ValueError) -> str:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from broker.topics import is_topic, is_topic_filter
+from config import limits
 from config.errors import ProtocolError
 
 CONNECT: Final = 0x10
 PUBLISH: Final = 0x30
+PUBACK: Final = 0x40
 SUBSCRIBE: Final = 0x82
 UNSUBSCRIBE: Final = 0xA2
 PINGREQ: Final = 0xC0
@@ -164,6 +166,56 @@ def publish(topic: str, payload: bytes, *, retain: bool = False) -> bytes:
     raw = topic.encode("utf-8")
     length = length_bytes(2 + len(raw) + len(payload))
     return b"%c%b%b%b%b" % (PUBLISH | retain, length, len(raw).to_bytes(2, "big"), raw, payload)
+
+
+def publish_once(topic: str, payload: bytes, packet_id: int, *, retain: bool = False) -> bytes:
+    """Return a PUBLISH with QoS 1, which is to be acknowledged (3.3)."""
+    raw = topic.encode("utf-8")
+    length = length_bytes(4 + len(raw) + len(payload))
+    head = (PUBLISH | 0x02 | retain, length, len(raw).to_bytes(2, "big"), raw, packet_id.to_bytes(2, "big"))
+    return b"%c%b%b%b%b%b" % (*head, payload)
+
+
+def puback(packet_id: bytes) -> bytes:
+    """Return a PUBACK (3.4)."""
+    return b"\x40\x02" + packet_id
+
+
+def measure(data: bytes, at: int) -> tuple[int, int] | None:
+    """Return where the body of the packet at `at` begins and ends, or None if not all of it is there.
+
+    Raises ProtocolError for a packet that is longer than the contract can cause.
+    """
+    end = len(data)
+    if end - at < 2:
+        return None
+    length, body = data[at + 1], at + 2
+    if length & 0x80:
+        length, shift = length & 0x7F, 7
+        while True:
+            if body == end:
+                return None
+            more = data[body]
+            body += 1
+            length |= (more & 0x7F) << shift
+            shift += 7
+            if not more & 0x80:
+                break
+            if shift > 21:
+                raise ProtocolError("a remaining length of more than four bytes")
+        if length > limits.PACKET_MAX_BYTES:
+            raise ProtocolError(f"a packet of {length} bytes")
+    stop = body + length
+    return (body, stop) if stop <= end else None
+
+
+def parse_publish(first: int, body: bytes) -> tuple[str, bytes, bytes]:
+    """Return topic, packet id (none at QoS 0) and payload of a PUBLISH from a broker (3.3). Raises ProtocolError."""
+    topic_end = 2 + int.from_bytes(body[:2], "big")
+    payload_at = topic_end + 2 if first & 0x06 else topic_end
+    if payload_at > len(body):
+        raise ProtocolError("a PUBLISH that ends within its topic or packet id")
+    return text_of(body[2:topic_end]), body[topic_end:payload_at], body[payload_at:]
 
 
 def suback(packet_id: bytes, codes: list[int]) -> bytes:

@@ -77,6 +77,12 @@ HANDSHAKES_WAITING_MAX: Final = 2000
 INBOX_MAX: Final = 20_000
 """Received messages that wait for the event loop; beyond it the newest are dropped and come again by retransmission."""
 
+CLIENT_READ_BYTES: Final = 64 * 1024
+"""What a session reads at once: more than one TLS record never comes."""
+
+CLIENT_WRITE_BYTES: Final = 16 * 1024
+"""What it writes at once: as much as fits into a TLS record."""
+
 SESSION_IN_FLIGHT_MAX: Final = 2_000
 """Publishes of one session that wait for the network or for their PUBACK before further ones are dropped; above what a bridge
 lets wait, so that births and wills always find room."""
@@ -155,8 +161,47 @@ ENGINE_LINES_PER_S: Final = 100.0
 ENGINE_LINES_END_S: Final = 1.0
 """How long to wait for the last lines of an engine that has ended: a process that it left behind may hold the pipe open."""
 
+ENGINE_CONNECTIONS_MAX: Final = 60_000
+"""Connections of an engine at one address, where it would know no bound; below its open files, so that it can say no."""
+
 ENGINE_OPEN_FILES: Final = 65_536
 """Files and connections that an engine may open, if the system lets it: more than a thousand-hub cloud needs."""
+
+NATS_CALLOUT_TIMEOUT_S: Final = 3.0
+"""How long nats-server waits for word about a client: a thousand that come at once are answered within a second or two."""
+
+NATS_RETRY_S: Final = 0.05
+"""How often a supervisor tries to reach its own server, on the same machine, while that is starting: nobody gets in before."""
+
+NATS_REQUEST_S: Final = 5.0
+"""For an answer of a nats-server about itself or about a stream; a cluster that has no leader yet gives none."""
+
+NATS_CONTROL_LINE_MAX_BYTES: Final = 4096
+"""A line of NATS' own protocol: subjects are about as long as topics."""
+
+NATS_ACK_WAIT_S: Final = 30.0
+"""After this a session's message of QoS 1 that is not acknowledged is sent again; within it most sessions end on their own."""
+
+NATS_ACK_PENDING_MAX: Final = 1024
+"""Messages of QoS 1 under way to one session: above the window of a whole site's acknowledgements."""
+
+NATS_STORE_MAX_BYTES: Final = 8 * 1024**3
+"""Disk that JetStream may use at a node: the stream of what hubs send, and what is retained."""
+
+NATS_MEMORY_MAX_BYTES: Final = 256 * 1024 * 1024
+"""Memory that JetStream may use: the positions of sessions in their messages."""
+
+NATS_STREAM_MAX_BYTES: Final = 4 * 1024**3
+"""What may wait for the ingest workers; beyond it nothing is taken in, and the hubs keep it, since nobody acknowledges it."""
+
+NATS_STREAM_MAX_AGE_S: Final = 86_400.0
+"""How long it waits at most: by then its hub has sent it again many times over."""
+
+NATS_STREAM_ACK_WAIT_S: Final = 60.0
+"""After this what a worker has not acknowledged goes to another: a commit that takes longer has failed."""
+
+NATS_STREAM_PENDING_MAX: Final = 20_000
+"""Messages in the hands of all workers together."""
 
 # --- Reconnecting ---------------------------------------------------------------------------------------------------
 
@@ -450,6 +495,9 @@ BRIDGE_RESTART_FIRST_S: Final = 1
 BRIDGE_RESTART_MAX_S: Final = 20
 """Its longest: there is one bridge a site, and a whole site waits for it."""
 
+BRIDGE_DOUBT_S: Final = 25.0
+"""How long the bridge may take to come back after the connector's own session: its longest wait, and a handshake."""
+
 BRIDGE_NOTICE_S: Final = 10.0
 """How long the site broker may take to say how its bridge is: what is retained comes at once, or never."""
 
@@ -464,6 +512,9 @@ BRIDGE_CARRY_S: Final = 10.0
 
 BRIDGE_STRIKES_MAX: Final = 2
 """Messages in a row that only came through by the connector's own hand: one may have met a restart of the cloud service."""
+
+BRIDGE_UNANSWERED_MAX: Final = 4
+"""Messages in a row that nobody acknowledges, three to four minutes: longer than a database may be away, below a hub's outage."""
 
 BRIDGE_PAROLE_S: Final = 900.0
 """A bridge that carried nothing gets its hubs back after this, if none is left there to prove that it carries again."""
@@ -530,6 +581,15 @@ SENSORS_PER_HUB_MAX: Final = 5_000
 ROLLUP_VALUE_MAX: Final = 1e300
 """What a value adds to a sum at most: so no sum of a bucket can become infinite, which no later value could mend."""
 
+PARTITION_WEEKS_AHEAD: Final = 2
+"""Parts of `messages` that PostgreSQL has before their week begins: nobody makes one while messages pour in."""
+
+COPY_CHUNK_ROWS: Final = 500
+"""Rows that a copy of a database reads at once: at most 128 MiB, and some hundred kilobytes of common messages."""
+
+COPY_REPORT_ROWS: Final = 1_000
+"""Rows between two steps of the progress that a copy shows."""
+
 STORE_BUSY_SLICE_S: Final = 0.1
 """The wait for a lock is cut into these slices, so that a stopping service does not have to sit it out."""
 
@@ -542,6 +602,36 @@ STORE_CACHE_BYTES: Final = 64 * 1024 * 1024
 STORE_CHECKPOINT_PAGES: Final = 4_000
 """Pages in the write-ahead log (16 MB) before they move to the database: a page written often moves once."""
 
+POSTGRES_CONNECT_TIMEOUT_S: Final = 10.0
+"""For a connection to PostgreSQL, its TLS and its password."""
+
+POSTGRES_STATEMENT_TIMEOUT_S: Final = 30.0
+"""For one statement: a server that is gone without a word is noticed, and the hubs are kept waiting no longer."""
+
+POSTGRES_LOCK_TIMEOUT_S: Final = 10.0
+"""How long a statement waits for the rows of another worker's batch."""
+
+POSTGRES_TABLE_LOCK_TIMEOUT_S: Final = 2.0
+"""How long the retention waits to take a whole partition away: all who want to write wait behind it."""
+
+POSTGRES_IDLE_TIMEOUT_S: Final = 60.0
+"""After which the server ends a transaction in which nothing happens: a worker that was cut off holds no rows for ever."""
+
+POSTGRES_GOODBYE_TIMEOUT_S: Final = 1.0
+"""For the end of a connection; and how much later than the server we give a statement up."""
+
+POSTGRES_STATEMENTS_MAX: Final = 200
+"""Statements that a connection keeps prepared; the cloud has about 150."""
+
+POSTGRES_READERS: Final = 3
+"""Reading connections of a process, each with a thread: a slow question of the API does not hold up the others."""
+
+RETENTION_BY_WEEK_DAYS: Final = 28.0
+"""From this retention on, readings leave PostgreSQL by the week, up to one late: a dropped table leaves no holes behind."""
+
+POSTGRES_ATTEMPTS: Final = 3
+"""Tries for a batch of which PostgreSQL says that it met another's locks the wrong way round."""
+
 READ_PAGE_MESSAGES: Final = 500
 """Messages read in one go by queries: each in a short transaction, so that no slow reader keeps the log from being reused."""
 
@@ -553,6 +643,69 @@ LANE_MAX: Final = 100_000
 
 LANE_WAIT_S: Final = 10.0
 """How long a command of the API waits until it is durable; then it says that the database can't take it now."""
+
+NOTICE_MAX_BYTES: Final = 7_900
+"""The text of one notice: PostgreSQL takes less than 8,000 bytes."""
+
+NOTICES_PER_COMMIT: Final = 64
+"""Notices of one transaction: above what the largest batch of the longest names needs."""
+
+NOTICE_ANSWERS_WAITING_MAX: Final = 20_000
+"""Answers of hubs that wait to be read; beyond it, what was committed lately is looked through instead."""
+
+NOTICE_SLACK_S: Final = 600.0
+"""How far back it is looked, before the moment until which every notice was heard: longer than a commit is under way."""
+
+NOTICE_BACK_MAX_S: Final = 86_400.0
+"""And how far back at most: an older word says nothing about who is there now."""
+
+NOTICE_CHECK_S: Final = 5.0
+"""How often it is asked whether the connection that brings the notices still works."""
+
+NOTICE_INTERVAL_S: Final = 0.05
+"""How long answers of hubs are gathered before one query reads them."""
+
+NEWEST_HUBS: Final = 200
+"""Hubs whose newest values one query reads, some 50 values each."""
+
+NEWEST_REMEMBERED: Final = 200_000
+"""Sensors for which is known what was told last, so that only what has changed is told."""
+
+STANDBY_POLL_S: Final = 1.0
+"""How often a process that stands by asks for the lock."""
+
+LEAD_CHECK_S: Final = 2.0
+"""How often the active process asks whether its connection that holds the lock still works."""
+
+LEAD_ANSWER_S: Final = 4.0
+"""How long the answer may take. With LEAD_CHECK_S less than the server waits, so that two are never active at once."""
+
+LEAD_PROBES_S: Final = (8, 2, 3)
+"""Idle seconds, seconds between probes, and probes, before the server gives up the connection of a machine that is gone: 14 s."""
+
+WORKER_SLOTS: Final = 64
+"""Processes of the divided service that share a folder for their status files."""
+
+JETSTREAM_FETCH_MESSAGES: Final = 500
+"""Messages asked of the stream at once: a full batch."""
+
+JETSTREAM_WAITING_MAX: Final = 2_000
+"""Messages of the stream that one worker has at the same time: some batches; the rest is for the others."""
+
+JETSTREAM_WAITING_MAX_BYTES: Final = 48 * 1024 * 1024
+"""The same bound in bytes: below INGEST_WAITING_MAX_BYTES, so that nothing is fetched in vain."""
+
+JETSTREAM_FETCH_WAIT_S: Final = 5.0
+"""How long one request waits at the stream for messages to come."""
+
+JETSTREAM_PROGRESS_S: Final = 20.0
+"""How often the stream is told that a message is still being worked on: well below the time after which it sends it again."""
+
+JETSTREAM_REPLICAS: Final = 3
+"""Nodes that keep each message where there are as many: any one of them may go."""
+
+JETSTREAM_GIVE_BACK_S: Final = 2.0
+"""How long a message that was given back waits before it comes again."""
 
 VERIFY_FIRST_S: Final = 600.0
 """The first verification after a start: by then everybody is back."""

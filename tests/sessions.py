@@ -38,9 +38,11 @@ def is_a(*kinds: type[SessionEvent]) -> Callable[[SessionEvent], bool]:
     return lambda event: isinstance(event, kinds)
 
 
-def opened(endpoint: str, tls: SSLContext, client_id: str = "pc-1", will: Will | None = None) -> tuple[Session, Ears]:
+def opened(
+    endpoint: str, tls: SSLContext, client_id: str = "pc-1", will: Will | None = None, *, in_thread: bool = False
+) -> tuple[Session, Ears]:
     ears = Ears()
-    session = Session(SessionOptions(endpoint, client_id, tls, will), ears)
+    session = Session(SessionOptions(endpoint, client_id, tls, will, in_thread=in_thread), ears)
     session.open()
     return session, ears
 

@@ -6,19 +6,23 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
-from broker.client import Closed, Lost, Opened, Received, Refused, Will
+from broker.client import Closed, Lost, Opened, Received, Refused, Session, Will
 from broker.server import Server
 from broker.tls import client_context
 from config import limits, provision
 from config.errors import SettingsError
 from config.principal import server_name
 from config.settings import BrokerSettings, HubSettings, Identity, load
-from tests.sessions import identity_of, is_a, opened
+from tests import sessions
+from tests.sessions import Ears, identity_of, is_a
 
+Opening: TypeAlias = Callable[..., tuple[Session, Ears]]
 STATE = "hl1/acme/berlin/hub/pc-1/state"
 UP = "hl1/acme/berlin/hub/pc-1/up/readings"
 
@@ -31,6 +35,12 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     provision.hub(directory, "pc-1", "berlin")
     provision.reader(directory, "viewer", "berlin")
     return directory
+
+
+@pytest.fixture(params=["loop", "thread"])
+def opened(request: pytest.FixtureRequest) -> Opening:
+    """Return what opens a session: in the event loop, and as where that can't watch a socket."""
+    return partial(sessions.opened, in_thread=request.param == "thread")
 
 
 def identity(fleet: Path, role: str, name: str) -> Identity:
@@ -60,7 +70,7 @@ def with_broker(fleet: Path, story: Callable[[Server, str], Awaitable[None]]) ->
     asyncio.run(run())
 
 
-def test_a_message_goes_from_one_session_to_another(fleet: Path) -> None:
+def test_a_message_goes_from_one_session_to_another(fleet: Path, opened: Opening) -> None:
     async def story(_: Server, endpoint: str) -> None:
         hub, hub_ears = opened(endpoint, context(fleet))
         viewer, viewer_ears = opened(endpoint, context(fleet, "reader", "viewer"), "viewer.1")
@@ -78,7 +88,33 @@ def test_a_message_goes_from_one_session_to_another(fleet: Path) -> None:
     with_broker(fleet, story)
 
 
-def test_nothing_is_published_before_the_session_is_open(fleet: Path) -> None:
+def test_messages_of_every_size_arrive_in_order_and_whole(fleet: Path, opened: Opening) -> None:
+    """Many at once share TLS records, and a large one takes many; pings and subscriptions pass between them."""
+
+    async def story(_: Server, endpoint: str) -> None:
+        hub, ears = opened(endpoint, context(fleet))
+        viewer, viewer_ears = opened(endpoint, context(fleet, "reader", "viewer"), "viewer.1")
+        await ears.hear(is_a(Opened))
+        await viewer_ears.hear(is_a(Opened))
+        viewer.subscribe([(UP, 1)])
+        viewer.subscribe([(STATE, 1)])
+        assert hub.publish(STATE, b"retained", retain=True)
+        await viewer_ears.hear(is_a(Received))
+        sizes = [0, 1, 100, 127, 128, 16_383, 16_384, limits.MESSAGE_MAX_BYTES] + [500] * 1000
+        for number, size in enumerate(sizes):
+            assert hub.publish(UP, b"%08d" % number + bytes(size)[8:], qos=number % 2)
+        last = b"%08d" % (len(sizes) - 1)
+        await viewer_ears.hear(lambda event: isinstance(event, Received) and event.payload.startswith(last))
+        came = [event.payload for event in viewer_ears.heard if isinstance(event, Received) and event.topic == UP]
+        assert came == [b"%08d" % number + bytes(size)[8:] for number, size in enumerate(sizes)]
+        await hub.close()
+        await viewer.close()
+        assert hub.in_flight == 0
+
+    with_broker(fleet, story)
+
+
+def test_nothing_is_published_before_the_session_is_open(fleet: Path, opened: Opening) -> None:
     """Paho would queue it for ever."""
 
     async def story(_: Server, endpoint: str) -> None:
@@ -94,7 +130,9 @@ def test_nothing_is_published_before_the_session_is_open(fleet: Path) -> None:
 
 
 @pytest.mark.parametrize(("clean", "expected"), [(True, []), (False, [b"gone"])])
-def test_the_will_is_sent_for_a_crash_and_not_for_a_goodbye(fleet: Path, clean: bool, expected: list[bytes]) -> None:
+def test_the_will_is_sent_for_a_crash_and_not_for_a_goodbye(
+    fleet: Path, clean: bool, expected: list[bytes], opened: Opening
+) -> None:
     async def story(_: Server, endpoint: str) -> None:
         viewer, viewer_ears = opened(endpoint, context(fleet, "reader", "viewer"), "viewer")
         await viewer_ears.hear(is_a(Opened))
@@ -119,7 +157,7 @@ def test_the_will_is_sent_for_a_crash_and_not_for_a_goodbye(fleet: Path, clean: 
     with_broker(fleet, story)
 
 
-def test_a_broker_of_another_name_is_refused(fleet: Path) -> None:
+def test_a_broker_of_another_name_is_refused(fleet: Path, opened: Opening) -> None:
     """Whoever answers at the address, the name in the certificate decides."""
 
     async def story(_: Server, endpoint: str) -> None:
@@ -131,7 +169,7 @@ def test_a_broker_of_another_name_is_refused(fleet: Path) -> None:
     with_broker(fleet, story)
 
 
-def test_a_foreign_client_is_told_that_it_is_refused(fleet: Path, tmp_path: Path) -> None:
+def test_a_foreign_client_is_told_that_it_is_refused(fleet: Path, tmp_path: Path, opened: Opening) -> None:
     """With TLS 1.3 the refusal comes after the client's own handshake is done."""
     provision.init(tmp_path / "other", "acme")
     provision.connector(tmp_path / "other", "berlin-1", "berlin")
@@ -148,7 +186,7 @@ def test_a_foreign_client_is_told_that_it_is_refused(fleet: Path, tmp_path: Path
     with_broker(fleet, story)
 
 
-def test_a_stranger_s_client_id_ends_the_session(fleet: Path) -> None:
+def test_a_stranger_s_client_id_ends_the_session(fleet: Path, opened: Opening) -> None:
     async def story(_: Server, endpoint: str) -> None:
         _session, ears = opened(endpoint, context(fleet), client_id="pc-2")
         await ears.hear(is_a(Refused, Lost))
@@ -157,7 +195,7 @@ def test_a_stranger_s_client_id_ends_the_session(fleet: Path) -> None:
     with_broker(fleet, story)
 
 
-def test_an_address_where_nobody_listens_is_a_loss_without_a_life_sign(fleet: Path) -> None:
+def test_an_address_where_nobody_listens_is_a_loss_without_a_life_sign(fleet: Path, opened: Opening) -> None:
     async def run() -> None:
         _session, ears = opened("127.0.0.1:1", context(fleet))
         lost = await ears.hear(is_a(Lost))
@@ -166,7 +204,7 @@ def test_an_address_where_nobody_listens_is_a_loss_without_a_life_sign(fleet: Pa
     asyncio.run(run())
 
 
-def test_a_broker_that_goes_is_a_loss_with_the_moment(fleet: Path) -> None:
+def test_a_broker_that_goes_is_a_loss_with_the_moment(fleet: Path, opened: Opening) -> None:
     async def story(server: Server, endpoint: str) -> None:
         _session, ears = opened(endpoint, context(fleet))
         await ears.hear(is_a(Opened))
@@ -184,7 +222,7 @@ def test_a_silent_broker_is_given_up(fleet: Path) -> None:
 
     async def run() -> None:
         host, port = silent.getsockname()
-        _session, ears = opened(f"{host}:{port}", context(fleet))
+        _session, ears = sessions.opened(f"{host}:{port}", context(fleet))
         lost = await ears.hear(is_a(Lost))
         assert lost == Lost(f"no answer within {limits.CONNECT_TIMEOUT_S:g} s", None)
 
@@ -192,7 +230,7 @@ def test_a_silent_broker_is_given_up(fleet: Path) -> None:
         asyncio.run(run())
 
 
-def test_publishes_without_their_puback_are_bounded(fleet: Path) -> None:
+def test_publishes_without_their_puback_are_bounded(fleet: Path, opened: Opening) -> None:
     async def story(_: Server, endpoint: str) -> None:
         hub, ears = opened(endpoint, context(fleet))
         await ears.hear(is_a(Opened))
