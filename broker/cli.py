@@ -1,15 +1,24 @@
-"""`hubline broker`: run the embedded broker of a site or of the cloud."""
+"""`hubline broker`: run the broker of a site or of the cloud, by our own engine or by one that exists."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
+
+if TYPE_CHECKING:
+    from config.settings import BrokerSettings
+
+ENGINES: Final = ("mosquitto", "nats", "emqx")
+"""Engines whose configuration can be written."""
 
 
 @click.group()
 def broker() -> None:
-    """The embedded MQTT broker of a site, or of the cloud."""
+    """The MQTT broker of a site, or of the cloud."""
 
 
 @broker.command()
@@ -17,10 +26,64 @@ def broker() -> None:
 def run(file: Path) -> None:
     """Serve MQTT over TLS until stopped."""
     from broker.process import run_until_stopped
-    from broker.server import Server
     from config import log
     from config.settings import BrokerSettings, load
 
     settings = load(file, BrokerSettings)
     log.set_up(settings.log)
-    run_until_stopped(lambda stop: Server(settings).run(stop))
+    run_until_stopped(_served_by(settings))
+
+
+@broker.command(name="config")
+@click.argument("engine", type=click.Choice(ENGINES))
+@click.option(
+    "-c",
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    default=Path("broker.toml"),
+    show_default=True,
+    help="The broker.toml to write it for.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The folder to write it into.")
+def write_config(engine: str, file: Path, out: Path | None) -> None:
+    """Write an engine's configuration for this broker, and run nothing. Without --out, show it."""
+    from broker.engines.child import FOLDER, read_members, write_files
+    from broker.engines.registry import engine_named
+    from config.settings import BrokerSettings, load
+
+    settings = load(file, BrokerSettings)
+    folder = (settings.broker.data_dir / FOLDER) if out is None else out.absolute()
+    plan = engine_named(engine).plan(settings, read_members(settings), folder)
+    if out is not None:
+        write_files(plan, folder)
+    for name, content in plan.files.items():
+        if out is not None:
+            click.echo(folder / name)
+        elif name in plan.private:
+            click.echo(f"# --- {name}: private, only written with --out")
+        else:
+            click.echo(f"# --- {name}\n{content.decode()}")
+    click.echo(f"# Run it by: {' '.join((plan.program, *plan.arguments))}", err=True)
+
+
+def _served_by(settings: BrokerSettings) -> Callable[[asyncio.Event], Awaitable[None]]:
+    """Return what runs the engine of the settings until an event is set. Raises SettingsError."""
+    from config.errors import SettingsError
+
+    match settings.broker.engine:
+        case "amqtt":
+            from broker.server import Server
+
+            return lambda stop: Server(settings).run(stop)
+        case "external":
+            problem = (
+                "there is nothing to run: this broker is run by others, `hubline broker config` writes files for it"
+            )
+            raise SettingsError(problem, key="broker.engine", value="external")
+        case name:
+            from broker.engines.child import EngineProcess
+            from broker.engines.registry import engine_named
+
+            engine = engine_named(name)
+            return lambda stop: EngineProcess(settings, engine).run(stop)

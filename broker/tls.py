@@ -133,6 +133,11 @@ class ServerContext:
         self.current, self._revoked = self._load()
         return True
 
+    @property
+    def revoked(self) -> frozenset[tuple[bytes, int]]:
+        """Return whom the revocation list names, as `certificate_id` does."""
+        return self._revoked
+
     def is_revoked(self, certificate_id: tuple[bytes, int]) -> bool:
         """Tell whether the revocation list names a certificate, given as `certificate_id` returns it."""
         return certificate_id in self._revoked

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker.rights import Rights, may_publish, may_subscribe
+from broker.rights import Rights, may_publish, may_subscribe, publish_filters
+from broker.topics import HUB_CHANNELS, LEAF_CHANNELS, Topic, covers
 from config.principal import Principal, Role
 
 SITE = "hl1/acme/berlin"
@@ -153,3 +154,25 @@ def test_cloud_and_readers_read_their_fleet_or_their_site(
 )
 def test_who_belongs_to_another_site_has_nothing_to_do_here(principal: Principal, at: str, nothing: bool) -> None:
     assert Rights(principal, at).none == nothing
+
+
+@pytest.mark.parametrize("at", ["berlin", "munich", CLOUD])
+@pytest.mark.parametrize(
+    "principal",
+    [PC_1, CONNECTOR, SERVICE, READER, LOCAL_READER, who("broker", "broker-1", "berlin"), who("hub", "pc-3", "munich")],
+    ids=str,
+)
+def test_rights_as_filters_allow_the_very_topics_that_the_rule_allows(principal: Principal, at: str) -> None:
+    """Engines that know rights only as topic filters must not be told of others than the embedded broker keeps."""
+    places = [(fleet, site) for fleet in ("acme", "other") for site in ("berlin", "munich")]
+    topics = [
+        Topic(fleet, site, "hub", name, channel, leaf)
+        for fleet, site in places
+        for name in ("pc-1", "pc-2", "pc-3", "berlin-1")
+        for channel in HUB_CHANNELS
+        for leaf in (("readings", "a.B_c") if channel in LEAF_CHANNELS else (None,))
+    ]
+    topics += [Topic.connector_state(*place, name) for place in places for name in ("berlin-1", "berlin-2", "pc-1")]
+    filters = publish_filters(principal, at)
+    for topic in map(str, topics):
+        assert any(covers(each, topic) for each in filters) == may_publish(principal, at, topic), topic
