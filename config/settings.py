@@ -234,11 +234,11 @@ class BrokerProcess(Struct, frozen=True, forbid_unknown_fields=True):
     listen: Annotated[list[ListenEndpoint], Meta(min_length=1)] = field(default_factory=lambda: ["0.0.0.0:8883"])
     engine: Literal["amqtt", "mosquitto", "nats", "external"] = "amqtt"
     crl: Path | None = None
+    data_dir: Path = Path("data")
+    handshakes_per_s: Annotated[float, Meta(gt=0)] = limits.HANDSHAKES_PER_S
     members: Path | None = None
     program: Path | None = None
     bridge: Path | None = None
-    data_dir: Path = Path("data")
-    handshakes_per_s: Annotated[float, Meta(gt=0)] = limits.HANDSHAKES_PER_S
 
 
 class Nats(Struct, frozen=True, forbid_unknown_fields=True):
@@ -277,11 +277,11 @@ class ConnectorProcess(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     site_broker: Endpoint = "127.0.0.1:8883"
-    bridge: Literal["own", "engine"] = "own"
     advertise: bool = True
     advertise_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
     data_dir: Path = Path("data")
     keep_alive_s: KeepAlive = limits.KEEP_ALIVE_S
+    bridge: Literal["own", "engine"] = "own"
 
 
 class ConnectorCloud(Struct, frozen=True, forbid_unknown_fields=True):
@@ -309,12 +309,12 @@ class CloudProcess(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     broker: Endpoint = "127.0.0.1:8883"
-    intake: Literal["mqtt", "shared", "jetstream"] = "mqtt"
-    nats: list[Endpoint] = field(default_factory=list)
-    workers: Label = "ingest"
     database: DatabaseUrl = "sqlite:///cloud.db"
     data_dir: Path = Path("data")
     roster: Path | None = None
+    intake: Literal["mqtt", "shared", "jetstream"] = "mqtt"
+    nats: list[Endpoint] = field(default_factory=list)
+    workers: Label = "ingest"
 
 
 class Retention(Struct, frozen=True, forbid_unknown_fields=True):
