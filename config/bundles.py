@@ -11,6 +11,17 @@ from config.principal import CLOUD_SITE, Principal
 DEFAULT_PORT: Final = 8883
 """MQTT over TLS, as registered with IANA."""
 
+_CLUSTER: Final = """
+# For engine = "nats" in [broker], as a node of a cluster of three:
+# [nats]
+# cluster_listen = "0.0.0.0:6222"
+# routes = ["node-2.example:6222", "node-3.example:6222"]  # the other nodes
+# replicas = 3
+# cluster_ca = "cluster-ca.pem"
+# cluster_cert = "cluster-cert.pem"
+# cluster_key = "cluster-key.pem"
+"""
+
 
 def toml_string(text: str) -> str:
     """Return `text` as a TOML basic string (TOML 1.0.0, "String")."""
@@ -51,7 +62,7 @@ def broker_toml(principal: Principal, ports: Sequence[int]) -> str:
 listen = {toml_strings(listen)}
 crl = "crl.pem"                 # revoked certificates: replace it after `hubline provision revoke`
 members = "members.json"        # for other engines than the default: replace it after `hubline provision`
-"""
+{_CLUSTER if principal.site == CLOUD_SITE else ""}"""
 
 
 def connector_toml(principal: Principal, cloud_endpoints: Sequence[str], port: int) -> str:

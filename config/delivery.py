@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from config import bundles, files, hosts, members, pki, roster
 from config.errors import RefusedError
 from config.fleet import Fleet, Member
 from config.principal import Role
+
+_NOTHING: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +38,15 @@ class Bundle:
         return self.folder / f"{self.role}.toml"
 
 
-def written(fleet: Fleet, member: Member, leaf: pki.Leaf) -> Bundle:
-    """Write a whole bundle beside its place, then move it there."""
+def written(fleet: Fleet, member: Member, leaf: pki.Leaf, more: Mapping[str, bytes] = _NOTHING) -> Bundle:
+    """Write a whole bundle, with `more` files, beside its place, then move it there."""
     folder = fleet.bundle(member.role, member.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
     fresh.mkdir()
     try:
-        contents = _contents(fleet, member, leaf) | {f"{member.role}.toml": _settings_toml(fleet, member).encode()}
+        settings = {f"{member.role}.toml": _settings_toml(fleet, member).encode()}
+        contents = _contents(fleet, member, leaf) | settings | dict(more)
         for name, content in contents.items():
             files.create(fresh / name, content, _mode(name))
         fresh.rename(folder)
@@ -51,16 +57,19 @@ def written(fleet: Fleet, member: Member, leaf: pki.Leaf) -> Bundle:
     return Bundle(member.role, member.name, member.site, folder, member.newest.not_after)
 
 
-def renewed(fleet: Fleet, member: Member, leaf: pki.Leaf) -> Bundle:
-    """Replace a bundle's key and certificate, keeping the old ones, unless a broken renewal left two that don't match."""
+def renewed(fleet: Fleet, member: Member, leaf: pki.Leaf, more: Mapping[str, bytes] = _NOTHING) -> Bundle:
+    """Replace a bundle's key and certificate, and `more` files.
+
+    The old pair is kept, unless a broken renewal left two that don't match.
+    """
     folder = fleet.bundle(member.role, member.name)
     if not folder.exists():
-        return written(fleet, member, leaf)
+        return written(fleet, member, leaf, more)
     key, cert = folder / "key.pem", folder / "cert.pem"
     if key.exists() and cert.exists() and _is_pair(key.read_bytes(), cert.read_bytes()):
         for file in (key, cert):
             files.replace(file.with_name(file.name + ".old"), file.read_bytes(), _mode(file.name))
-    for name, content in _contents(fleet, member, leaf).items():
+    for name, content in (_contents(fleet, member, leaf) | dict(more)).items():
         files.replace(folder / name, content, _mode(name))
     settings = folder / f"{member.role}.toml"
     if not settings.exists():
@@ -134,4 +143,4 @@ def _is_pair(key: bytes, cert: bytes) -> bool:
 
 
 def _mode(name: str) -> int:
-    return files.PRIVATE if name == "key.pem" else files.PUBLIC
+    return files.PRIVATE if name.endswith("key.pem") else files.PUBLIC

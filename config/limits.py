@@ -483,9 +483,6 @@ BRIDGE_IN_FLIGHT_MAX: Final = 1_500
 BRIDGE_DOWN_IN_FLIGHT_MAX: Final = 1_500
 """The same for what goes down to the site."""
 
-CLIENT_SECRET_DIGITS: Final = 16
-"""Hexadecimal digits that nobody guesses, in client ids: some engines let any certificate take any id, and its session."""
-
 MOSQUITTO_KEEP_ALIVE_MIN_S: Final = 5
 """Mosquitto's bridge takes no shorter keep alive."""
 

@@ -65,12 +65,12 @@ def key_kind(name: str) -> KeyKind:
     raise SettingsError(f"{reason}: choose one of {', '.join(KEY_KINDS)}", key="key", value=name)
 
 
-def create_authority(fleet: str, number: int, kind: KeyKind, now: datetime) -> Authority:
-    """Make a new, self-signed authority of a fleet. `number` tells the authorities of one fleet apart."""
+def create_authority(fleet: str, number: int, kind: KeyKind, now: datetime, *, title: str = "authority") -> Authority:
+    """Make a new, self-signed authority of a fleet. `title` and `number` tell the authorities of one fleet apart."""
     key = _new_key(kind)
     name = x509.Name(
         [
-            x509.NameAttribute(NameOID.COMMON_NAME, f"Hubline authority {number}"),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"Hubline {title} {number}"),
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet),
         ]
     )
@@ -85,10 +85,19 @@ def create_authority(fleet: str, number: int, kind: KeyKind, now: datetime) -> A
     return Authority(certificate, key)
 
 
-def issue(authority: Authority, principal: Principal, hosts: Sequence[str], kind: KeyKind, now: datetime) -> Leaf:
+def issue(
+    authority: Authority,
+    principal: Principal,
+    hosts: Sequence[str],
+    kind: KeyKind,
+    now: datetime,
+    *,
+    is_node: bool = False,
+) -> Leaf:
     """Make a new key and its certificate for `principal`; `hosts` are a broker's host names and addresses.
 
-    It never outlives the authority. Raises RefusedError if the authority itself has ended.
+    `is_node`: for a broker that is server and client of the others in its cluster; the fleet's authorities sign none. No
+    certificate outlives the authority. Raises RefusedError if that itself has ended.
     """
     ends = min(now + timedelta(days=limits.LEAF_VALID_DAYS), authority.certificate.not_valid_after_utc)
     if ends <= now:
@@ -103,13 +112,15 @@ def issue(authority: Authority, principal: Principal, hosts: Sequence[str], kind
         ]
     )
     serves = principal.role == "broker"
-    usage = ExtendedKeyUsageOID.SERVER_AUTH if serves else ExtendedKeyUsageOID.CLIENT_AUTH
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH if serves else ExtendedKeyUsageOID.CLIENT_AUTH]
+    if is_node:
+        usages.append(ExtendedKeyUsageOID.CLIENT_AUTH)
     signer = authority.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     certificate = (
         _builder(subject, authority.certificate.subject, public, now, ends)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(_names(principal, hosts), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(signer), critical=False)

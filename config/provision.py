@@ -16,7 +16,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from config import bundles, delivery, files, hosts, pki, tokens
+from config import bundles, cluster, delivery, files, hosts, limits, pki, tokens
 from config import fleet as fleets
 from config.delivery import Bundle
 from config.errors import RefusedError, SettingsError
@@ -85,6 +85,19 @@ def connector(
     return _add(directory, wanted, passphrase)
 
 
+def broker(
+    directory: Path, name: str, *, hosts_of_broker: Sequence[str] = (), passphrase: bytes | None = None
+) -> Bundle:
+    """Add a cloud broker: one more node of a cluster that serves as one.
+
+    `hosts_of_broker` are "host" or "host:port", all with the same port; who is provisioned from now on knows them too.
+    """
+    endpoints = hosts.endpoints(hosts_of_broker)
+    ports = hosts.ports(endpoints) or [bundles.DEFAULT_PORT]
+    wanted = _Wanted("broker", name, CLOUD_SITE, hosts.names(endpoints), ports)
+    return _add(directory, [wanted], passphrase, endpoints)[0]
+
+
 def hub(directory: Path, name: str, site: str, *, passphrase: bytes | None = None) -> Bundle:
     """Add a sensor hub."""
     return _add(directory, [_Wanted("hub", name, site)], passphrase)[0]
@@ -110,7 +123,7 @@ def renew(directory: Path, who: str, *, reinstate: bool = False, passphrase: byt
         leaf, issued = _issued(fleet, member, passphrase)
         renewed = replace(member, certificates=[*member.certificates, issued])
         fleet.put(renewed)
-        bundle = delivery.renewed(fleet, renewed, leaf)
+        bundle = delivery.renewed(fleet, renewed, leaf, cluster.node_files(fleet, renewed, passphrase))
         delivery.spread_members(fleet)
         return bundle
 
@@ -188,14 +201,23 @@ class _Wanted:
     ports: Sequence[int] = ()
 
 
-def _add(directory: Path, wanted: Sequence[_Wanted], passphrase: bytes | None) -> list[Bundle]:
+def _add(
+    directory: Path, wanted: Sequence[_Wanted], passphrase: bytes | None, endpoints: Sequence[str] = ()
+) -> list[Bundle]:
     for each in wanted:
         fleets.label(each.name, "NAME")
-        if each.site != CLOUD_SITE or each.role != "reader":
+        if each.site != CLOUD_SITE or each.role not in ("reader", "broker"):
             _site(each.site)
     with _disk(directory), fleets.opened(directory) as fleet:
         for each in wanted:
             _refuse_taken(fleet, each)
+        if endpoints:
+            known = list(dict.fromkeys([*fleet.index.endpoints, *endpoints]))
+            if len(known) > limits.CLOUD_ENDPOINTS_MAX:
+                raise SettingsError(
+                    f"a fleet has at most {limits.CLOUD_ENDPOINTS_MAX} cloud hosts", key="--host", value=len(known)
+                )
+            fleet.record(replace(fleet.index, endpoints=known))
         added = _added(fleet, wanted, passphrase)
         delivery.spread_members(fleet)
         return added
@@ -208,7 +230,9 @@ def _added(fleet: Fleet, wanted: Sequence[_Wanted], passphrase: bytes | None) ->
         leaf, issued = _issued(fleet, blank, passphrase)
         made.append((replace(blank, certificates=[issued]), leaf))
     fleet.put(*(member for member, _ in made))
-    return [delivery.written(fleet, member, leaf) for member, leaf in made]
+    return [
+        delivery.written(fleet, member, leaf, cluster.node_files(fleet, member, passphrase)) for member, leaf in made
+    ]
 
 
 def _issued(fleet: Fleet, member: Member, passphrase: bytes | None) -> tuple[pki.Leaf, Issued]:
@@ -273,6 +297,7 @@ def _filled(
     ports = hosts.ports(endpoints) or [bundles.DEFAULT_PORT]
     made = _added(fleet, [_Wanted("broker", CLOUD, CLOUD_SITE, hosts.names(endpoints), ports)], passphrase)
     made += _added(fleet, [_Wanted("cloud", CLOUD, CLOUD_SITE, (), ports)], passphrase)
+    delivery.spread_members(fleet)  # The broker's bundle was there before the cloud service.
     token = tokens.new_token()
     kept = tokens.Tokens([tokens.Token("admin", tokens.digest(token), pki.utc_now())])
     files.create(fleet.bundle("cloud", CLOUD) / "tokens.json", tokens.encoded(kept), files.PRIVATE)

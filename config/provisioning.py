@@ -105,6 +105,27 @@ def connector(
 
 @provision.command()
 @click.argument("name")
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Its name or address, for its certificate and clients.",
+)
+@_member_options
+def broker(name: str, hosts: tuple[str, ...], directory: Path, passphrase_file: Path | None) -> None:
+    """Add a cloud broker, for a cluster.
+
+    All of them serve one name, and each carries a certificate for the others.
+    """
+    passphrase = _passphrase(directory, passphrase_file)
+    _tell([provisions.broker(directory, name, hosts_of_broker=hosts, passphrase=passphrase)])
+    if hosts:
+        click.echo("Hubs and connectors provisioned from now on know it; add it to cloud.endpoints of the others.")
+
+
+@provision.command()
+@click.argument("name")
 @_SITE
 @_member_options
 def hub(name: str, site: str, directory: Path, passphrase_file: Path | None) -> None:

@@ -246,8 +246,8 @@ class Nats(Struct, frozen=True, forbid_unknown_fields=True):
 
     `listen` is for the cloud service's own NATS clients, `cluster_listen` for the other nodes, whose `cluster_listen` are the
     `routes`. `cluster_ca`, `cluster_cert` and `cluster_key` are what nodes know each other by. `replicas` is how many nodes
-    keep each message. Who may do what is written into the configuration ("permissions") or asked for at each connection
-    ("callout"); "auto" is permissions for small fleets.
+    keep each message. Who may do what is asked of us at each connection ("callout", which is what "auto" means), or written into the
+    configuration ("permissions"): that binds no client id to a certificate, and knows no list of revoked ones.
     """
 
     listen: ListenEndpoint = "127.0.0.1:4222"

@@ -109,8 +109,8 @@ def test_the_loopback_is_no_address_for_a_hub_elsewhere(tmp_path: Path) -> None:
 @posix
 def test_keys_and_tokens_are_private_and_so_is_the_authority(fleet: Path) -> None:
     """Whoever reads one of them is the machine, the console or the fleet."""
-    private = [*fleet.rglob("key.pem"), *fleet.rglob("tokens.json"), fleet / "admin.token", fleet / "fleet.json"]
-    assert len(private) == 7 + 1 + 2
+    private = [*fleet.rglob("*key.pem"), *fleet.rglob("tokens.json"), fleet / "admin.token", fleet / "fleet.json"]
+    assert len(private) == 9 + 1 + 2
     assert {stat.S_IMODE(file.stat().st_mode) for file in private} == {0o600}
     assert stat.S_IMODE((fleet / "authority").stat().st_mode) == 0o700
 

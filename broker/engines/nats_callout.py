@@ -1,0 +1,93 @@
+"""Decides who may connect to nats-server: by certificate, revocation list and MQTT client id, as our own broker does.
+
+Pure but for the reading of the revocation list. The answer to each question is a token with the holder's rights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography import x509
+
+from broker.client_ids import is_own
+from broker.engines import nats_tokens
+from broker.engines.nats_rights import ACCOUNT, permissions
+from broker.engines.nats_tokens import Issuer, Request
+from broker.tls import ServerContext
+from config import limits, pki
+from config.errors import HublineError, RefusedError
+from config.principal import principal_of
+from config.settings import BrokerSettings
+
+_MQTT: Final = "mqtt"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What to answer. `refusal` is why it is a no, as nats-server will log it: kind, client and reason."""
+
+    reply: bytes
+    refusal: str = ""
+
+
+class Doorkeeper:
+    """Answers nats-server's questions about clients. Raises SettingsError if the broker's own files can't be used."""
+
+    def __init__(self, settings: BrokerSettings, issuer: Issuer):
+        self._fleet, self._site = settings.identity.fleet, settings.identity.site
+        self._node = settings.identity.name
+        self._issuer = issuer
+        self._context = ServerContext(settings.identity, settings.broker.crl)
+
+    def reload_if_changed(self) -> bool:
+        """Read certificates and revocation list again if they have changed. Raises SettingsError; the old ones hold then."""
+        return self._context.reload_if_changed()
+
+    def answer(self, question: bytes, now_s: int) -> Answer | None:
+        """Answer one question, unless another node has asked it. Raises ProtocolError if it is none."""
+        request = nats_tokens.request_of(question)
+        if request.server_id.name != self._node:
+            return None
+        user, server = request.user_nkey, request.server_id.id
+        client, kind = request.client_info.host, "certificate"
+        try:
+            certificate = _certificate_of(request)
+            principal = principal_of(certificate)
+            client = str(principal)
+            if principal.fleet != self._fleet:
+                raise RefusedError("certificate", f"of another fleet, {principal.fleet}")
+            self._context.check(certificate)
+            granted = permissions(principal, self._site)
+            if granted is None:
+                raise RefusedError("certificate", f"a {principal.role} of site {principal.site} has no rights here")
+            kind = "client-id"
+            _check_client_id(request, principal.name)
+        except HublineError as exc:
+            reason = exc.reason if isinstance(exc, RefusedError) else str(exc)
+            refusal = f"{kind} {client} {reason}"
+            return Answer(self._issuer.response(user, server, now_s, error=refusal), refusal)
+        ends_s = int(certificate.not_valid_after_utc.timestamp())
+        name = f"{client} {certificate.serial_number:x}"
+        token = self._issuer.user(user, name, ACCOUNT, granted, now_s, ends_s)
+        return Answer(self._issuer.response(user, server, now_s, token=token))
+
+    def is_shut_out(self, name: str) -> bool:
+        """Tell whether a session must end: by the name that our token has given it."""
+        _, _, serial = name.rpartition(" ")
+        return any(serial == f"{revoked:x}" for _, revoked in self._context.revoked)
+
+
+def _certificate_of(request: Request) -> x509.Certificate:
+    chains = request.client_tls.verified_chains
+    if not chains or not chains[0]:
+        raise RefusedError("certificate", "none was verified")
+    return pki.load_certificates(chains[0][0].encode())[0]
+
+
+def _check_client_id(request: Request, name: str) -> None:
+    if request.client_info.type != _MQTT:
+        return
+    client_id = request.client_info.mqtt_id
+    if not is_own(client_id, name):
+        raise RefusedError("client id", f"the client id {client_id[: limits.TOPIC_MAX_BYTES]!r} is not {name!r}")

@@ -1,0 +1,86 @@
+"""The stream in which what hubs send waits on every node of the cluster, until an ingest worker has committed it.
+
+A work queue: a message goes when a worker acknowledges it. When the stream is full it takes nothing in instead of dropping
+what is old: nothing is acknowledged then, so the hubs keep it and send it again, oldest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from broker.engines.nats_client import connected
+from broker.engines.nats_rights import STREAM, subject_of, topic_of
+from broker.topics import hub_filter
+from config import limits
+from config.errors import TransportError
+from config.settings import Identity
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.js import JetStreamContext
+
+__all__ = ["CONSUMER", "STREAM", "connect", "ensure_stream", "pull", "subject_of", "topic_of"]
+
+CONSUMER: Final = "ingest"
+"""The consumer that all workers share."""
+
+
+async def connect(
+    endpoints: Sequence[str],
+    identity: Identity,
+    *,
+    on_lost: Callable[[], Awaitable[None]] | None = None,
+    on_back: Callable[[], Awaitable[None]] | None = None,
+) -> Client:
+    """Connect the cloud service to a node, and to another when that is lost, for as long as the client is not closed.
+
+    Look at `is_closed` when something fails: a node that refuses us closes it. Raises TransportError, RefusedError and
+    SettingsError (nats-py is not installed).
+    """
+    return await connected(list(endpoints), identity, on_lost=on_lost, on_back=on_back, again=True)
+
+
+async def ensure_stream(js: JetStreamContext, fleet: str, replicas: int = 1) -> None:
+    """Make the stream and the workers' consumer, or bring them up to date. Any number of workers may do so at once.
+
+    Raises TransportError while the cluster can't: too few nodes, or no leader yet.
+    """
+    from nats.errors import Error
+    from nats.js import api
+    from nats.js.errors import NotFoundError
+
+    stream = api.StreamConfig(
+        name=STREAM,
+        subjects=[subject_of(hub_filter(fleet, "+", "+", "up"))],
+        retention=api.RetentionPolicy.WORK_QUEUE,
+        discard=api.DiscardPolicy.NEW,
+        storage=api.StorageType.FILE,
+        num_replicas=replicas,
+        max_bytes=limits.NATS_STREAM_MAX_BYTES,
+        max_age=limits.NATS_STREAM_MAX_AGE_S,
+        max_msg_size=limits.PACKET_MAX_BYTES,
+    )
+    consumer = api.ConsumerConfig(
+        durable_name=CONSUMER,
+        ack_policy=api.AckPolicy.EXPLICIT,
+        ack_wait=limits.NATS_STREAM_ACK_WAIT_S,
+        max_deliver=-1,
+        max_ack_pending=limits.NATS_STREAM_PENDING_MAX,
+        num_replicas=replicas,
+    )
+    try:
+        try:
+            await js.stream_info(STREAM)
+        except NotFoundError:
+            await js.add_stream(stream)
+        else:
+            await js.update_stream(stream)
+        await js.add_consumer(STREAM, consumer)
+    except (Error, TimeoutError) as exc:
+        raise TransportError(f"stream {STREAM}", str(exc) or type(exc).__name__) from exc
+
+
+async def pull(js: JetStreamContext, durable: str = CONSUMER) -> JetStreamContext.PullSubscription:
+    """Return what a worker fetches its messages from. It is lost with the client's connection only if that is closed."""
+    return await js.pull_subscribe_bind(durable=durable, stream=STREAM)
