@@ -370,6 +370,7 @@ class Session:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
+        client.on_subscribe = self._on_subscribe
         client.on_publish = self._on_publish
         return client
 
@@ -489,6 +490,18 @@ class Session:
 
     def _on_message(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
         self._put(Received(message.topic, bytes(message.payload), message.retain))
+
+    def _on_subscribe(
+        self,
+        _client: paho.Client,
+        _userdata: object,
+        _mid: int,
+        reasons: list[ReasonCode],
+        _props: Properties | None,
+    ) -> None:
+        if any(reason.is_failure for reason in reasons):  # A cluster that has just lost a node does so for seconds.
+            self._put(Lost("the broker did not take a subscription", self._stream.alive_at))
+            self._abort()
 
     def _on_publish(
         self, _client: paho.Client, _userdata: object, _mid: int, _reason: ReasonCode, _props: Properties | None

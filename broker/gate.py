@@ -9,19 +9,17 @@ One gate per connection, between TLS and the engine. It does no I/O: bytes in, c
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from typing import Final, Protocol
+from typing import Protocol
 
 from broker import packets
+from broker.client_ids import is_own
 from broker.embedded import ClientSession, Engine, Outlet
 from broker.packets import Connect, WrongVersionError
 from broker.rights import Rights
 from config import limits
 from config.errors import ProtocolError
 from config.principal import CLOUD_SITE, Principal
-
-_SUFFIX: Final = re.compile(rf"\.[A-Za-z0-9_-]{{1,{limits.CLIENT_ID_SUFFIX_MAX}}}")
 
 
 class ViolationError(Exception):
@@ -228,8 +226,7 @@ class Gate:
 
     def _check_connect(self, connect: Connect) -> None:
         name, will = self.holder.name, connect.will
-        suffix = connect.client_id.removeprefix(name)
-        if not connect.client_id.startswith(name) or (suffix and not _SUFFIX.fullmatch(suffix)):
+        if not is_own(connect.client_id, name):
             reason = f"the client id {connect.client_id[: limits.TOPIC_MAX_BYTES]!r} is not {name!r}"
             raise ViolationError("client-id", reason, packets.CONNACK_WRONG_CLIENT_ID)
         if not connect.clean_session:

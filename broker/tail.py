@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -13,13 +14,14 @@ import click
 
 from broker.backoff import Backoff
 from broker.client import Closed, Lost, Opened, Received, Refused, Session, SessionEvent, SessionOptions
+from broker.client_ids import client_id_of
 from broker.clock import unix_ms
 from broker.process import run_until_stopped
 from broker.rights import may_subscribe
 from broker.runner import monotonic_s
 from broker.tls import client_context
 from broker.topics import everything_filter, is_topic_filter
-from config import log
+from config import limits, log
 from config.errors import SettingsError
 from config.principal import CLOUD_SITE, Principal, server_name
 from config.settings import ReaderSettings, load
@@ -49,6 +51,8 @@ class _Tail:
 
     def __init__(self, settings: ReaderSettings, topic_filters: tuple[str, ...]):
         self._settings, self._filters = settings, topic_filters
+        # Nobody can guess it, so nobody can end our session by taking it over, even where an engine does not bind ids.
+        self._client_id = client_id_of(settings.identity.name, secrets.token_hex(limits.CLIENT_ID_SECRET_BYTES))
         self._over = asyncio.Event()
         self._session: Session | None = None
         self._told = ""
@@ -72,7 +76,7 @@ class _Tail:
     def _open(self) -> Session:
         identity = self._settings.identity
         tls = client_context(identity, server_name(identity.fleet, CLOUD_SITE))
-        options = SessionOptions(self._settings.reader.broker, f"{identity.name}.{os.getpid()}", tls)
+        options = SessionOptions(self._settings.reader.broker, self._client_id, tls)
         session = Session(options, self._on_event)
         session.open()
         return session

@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -110,6 +111,18 @@ def client_context(identity: Identity, server_name: str) -> NamedContext:
     context.server_name = server_name
     _load_identity(context, identity)
     return context
+
+
+def key_secret(identity: Identity, what: str) -> str:
+    """Return what only the holder of a private key knows, the same after every restart, and another one for each `what`.
+
+    For the ends of client ids: 16 hexadecimal digits. Raises SettingsError if the key can't be read.
+    """
+    try:
+        key = identity.key.read_bytes()
+    except OSError as exc:
+        raise SettingsError(f"can't be read: {exc.strerror}", file=identity.key, key="identity.key") from exc
+    return sha256(b"hubline client\0" + what.encode() + b"\0" + key).hexdigest()[: 2 * limits.CLIENT_ID_SECRET_BYTES]
 
 
 class ServerContext:

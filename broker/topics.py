@@ -113,6 +113,11 @@ def connector_filter(fleet: str, site: str, connector_id: str = "+") -> str:
     return "/".join((ROOT, fleet, site, "connector", connector_id, "state"))
 
 
+def shared_filter(share: str, topic_filter: str) -> str:
+    """Return the filter by which all subscribers of the same share get each message once together (MQTT 5, 4.8.2)."""
+    return "/".join(("$share", share, topic_filter))
+
+
 def everything_filter(fleet: str, site: str | None = None) -> str:
     """Return the topic filter of all of a fleet's topics, or of one site's."""
     return "/".join((ROOT, fleet, "#") if site is None else (ROOT, fleet, site, "#"))

@@ -1,4 +1,4 @@
-"""One connector: two sessions, the bridge between them, and its announcements, wired together."""
+"""One connector: two sessions, the bridge between them (or the watch of the engine's), and its announcements, wired together."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from config.settings import ConnectorSettings
 from connector.announcing import Announcer
 from connector.bridge import Announce, Bridge, Came, Command, Connect, Ended, Event, Forward, Opened, Side, Started
 from connector.bridge import Subscribe as SubscribeTo
+from connector.bridge_watch import Tell, Unsubscribe, Watch, WatchCommand
 from connector.memory import Memory
 
 log = structlog.get_logger(__name__)
@@ -46,8 +47,15 @@ class Agent:
             ) from exc
         self._memory = Memory(data_dir / "connector.json", fallback_session=unix_ms())
         self._state_topic = str(Topic.connector_state(identity.fleet, identity.site, identity.name))
-        self._bridge = Bridge(identity.fleet, identity.site, SystemRandom())
-        self._runner: Runner[Event, Command] = Runner(self._bridge, self._execute)
+        self._client_id = self._memory.client_id(identity.name)
+        self._bridge: Bridge | Watch
+        self._runner: Runner[Event, Command] | Runner[Event, WatchCommand]
+        if settings.connector.bridge == "engine":
+            self._bridge = watch = Watch(identity.fleet, identity.site, identity.name, SystemRandom())
+            self._runner = Runner(watch, self._execute)
+        else:
+            self._bridge = bridge = Bridge(identity.fleet, identity.site, SystemRandom())
+            self._runner = Runner(bridge, self._execute)
         self._sessions: dict[Side, Session] = {}
         self._numbers = {Side.SITE: 0, Side.CLOUD: 0}
         self._last_session = 0
@@ -55,6 +63,7 @@ class Agent:
         self._upstream_since_ms = unix_ms()
         self._failures = {Side.SITE: 0, Side.CLOUD: 0}
         self._reasons: dict[Side, str] = {}
+        self._trouble: str | None = None
         self._status = StatusFile(data_dir / "status.json", self._describe)
         self._stopping = False
 
@@ -85,14 +94,18 @@ class Agent:
 
     # --- Commands ---------------------------------------------------------------------------------------------------
 
-    def _execute(self, command: Command) -> None:
+    def _execute(self, command: WatchCommand) -> None:
         match command:
             case Connect(side, turn):
                 self._connect(side, turn)
             case SubscribeTo(side, filters):
                 self._sessions[side].subscribe(filters)
+            case Unsubscribe(side, topic_filters):
+                self._sessions[side].unsubscribe(topic_filters)
             case Forward(side, topic, payload, qos, retain):
                 self._sessions[side].publish(topic, payload, qos=qos, retain=retain)
+            case Tell(trouble):
+                self._note_trouble(trouble)
             case Announce(side, upstream_up):
                 self._note_upstream(upstream_up)
                 self._publish_state(side, online=True, upstream_up=upstream_up)
@@ -111,7 +124,7 @@ class Agent:
         except SettingsError as exc:
             self._ended(side, "-", str(exc))
             return
-        options = SessionOptions(endpoint, identity.name, tls, will, proxy, self.settings.connector.keep_alive_s)
+        options = SessionOptions(endpoint, self._client_id, tls, will, proxy, self.settings.connector.keep_alive_s)
         self._numbers[side] = number
         session = Session(options, lambda event: self._on_session(side, session, event))
         self._sessions[side] = session
@@ -172,6 +185,18 @@ class Agent:
         self._upstream_up, self._upstream_since_ms = upstream_up, unix_ms()
         log.info("upstream_changed", upstream="up" if upstream_up else "down")
 
+    def _note_trouble(self, trouble: str | None) -> None:
+        self._trouble = trouble
+        if trouble is None:
+            log.info("bridge_recovered")
+        else:
+            log.warning("bridge_failed", reason=trouble)
+        self._status.changed()
+
+    def _failing(self) -> dict[str, str]:
+        failing = {side.value: reason for side, reason in self._reasons.items()}
+        return failing if self._trouble is None else {**failing, "bridge": self._trouble}
+
     def _describe(self) -> dict[str, object]:
         identity = self.settings.identity
         return {
@@ -181,8 +206,9 @@ class Agent:
             "pid": os.getpid(),
             "ts": unix_ms(),
             "site_broker": "up" if self._bridge.is_open(Side.SITE) else "down",
-            "upstream": "up" if self._bridge.is_open(Side.CLOUD) else "down",
-            "failures": {side.value: reason for side, reason in self._reasons.items()},
+            "upstream": "up" if self._bridge.upstream_up else "down",
+            "bridge": self.settings.connector.bridge,
+            "failures": self._failing(),
             "counters": dict(self._bridge.counters),
             "dropped": sum(session.dropped for session in self._sessions.values()),
         }

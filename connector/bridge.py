@@ -120,17 +120,49 @@ class _Crossing:
         self.counter = f"to_{self.target.value}"
 
 
+class Lines:
+    """The sessions with both brokers: which are open, and when a lost one is opened again."""
+
+    def __init__(self, random: Random):
+        self.open: Final = {Side.SITE: False, Side.CLOUD: False}
+        self._opened_at = {Side.SITE: 0.0, Side.CLOUD: 0.0}
+        self._next_at: dict[Side, float] = {}
+        self._turn = {Side.SITE: 0, Side.CLOUD: 0}
+        self._backoff = {Side.SITE: Backoff(random), Side.CLOUD: Backoff(random)}
+
+    def opened(self, side: Side, now: float) -> None:
+        """Note that a session is open."""
+        self.open[side], self._opened_at[side] = True, now
+
+    def ended(self, side: Side, now: float) -> bool:
+        """Note that a session is gone or never came to be, and tell whether it was open."""
+        was_open, self.open[side] = self.open[side], False
+        self._turn[side] += 1
+        if was_open:
+            self._backoff[side].lived(now - self._opened_at[side])
+        self._next_at[side] = now + self._backoff[side].next_s()
+        return was_open
+
+    def due(self, now: float) -> list[Connect]:
+        """Return which sessions to open now; each is named once."""
+        due = [side for side in Side if self._next_at.get(side, inf) <= now]
+        for side in due:
+            del self._next_at[side]
+        return [Connect(side, self._turn[side]) for side in due]
+
+    def deadline(self) -> float | None:
+        """Return when the next lost session is to be opened again."""
+        return min(self._next_at.values(), default=None)
+
+
 class Bridge:
     """The bridge of one site. `counters` tells an operator what crossed and what was dropped, and why."""
 
     def __init__(self, fleet: str, site: str, random: Random):
         self.fleet, self.site = fleet, site
         self.counters: Counter[str] = Counter()
-        self._open = {Side.SITE: False, Side.CLOUD: False}
-        self._opened_at = {Side.SITE: 0.0, Side.CLOUD: 0.0}
-        self._next_at: dict[Side, float] = {}
-        self._turn = {Side.SITE: 0, Side.CLOUD: 0}
-        self._backoff = {Side.SITE: Backoff(random), Side.CLOUD: Backoff(random)}
+        self._lines = Lines(random)
+        self._open: Final = self._lines.open
         self._crossing_of: Final = lru_cache(limits.TOPICS_REMEMBERED_MAX)(self._work_out)
         # QoS 0 where messages are many: a lost one comes again by its sender's retransmission.
         self._states = ((hub_filter(fleet, site, "+", "state"), 1),)
@@ -139,6 +171,11 @@ class Bridge:
             *self._states,
         )
         self._down = ((hub_filter(fleet, site, "+", "down"), 0),)
+
+    @property
+    def upstream_up(self) -> bool:
+        """Tell whether there is a way up."""
+        return self._open[Side.CLOUD]
 
     def is_open(self, side: Side) -> bool:
         """Tell whether the session of a side is open."""
@@ -156,14 +193,14 @@ class Bridge:
             case Ended(side):
                 return self._ended(side, now)
             case Wakeup():
-                return self._retry(now)
+                return [*self._lines.due(now)]
 
     def deadline(self) -> float | None:
         """Return when a lost session is to be opened again."""
-        return min(self._next_at.values(), default=None)
+        return self._lines.deadline()
 
     def _opened(self, side: Side, now: float) -> list[Command]:
-        self._open[side], self._opened_at[side] = True, now
+        self._lines.opened(side, now)
         if side is Side.SITE:
             commands: list[Command] = [Subscribe(side, self._up), Announce(side, self._open[Side.CLOUD])]
             return [*commands, *self._tell_cloud_of_site()]
@@ -174,11 +211,7 @@ class Bridge:
         return commands
 
     def _ended(self, side: Side, now: float) -> list[Command]:
-        was_open, self._open[side] = self._open[side], False
-        self._turn[side] += 1
-        if was_open:
-            self._backoff[side].lived(now - self._opened_at[side])
-        self._next_at[side] = now + self._backoff[side].next_s()
+        was_open = self._lines.ended(side, now)
         if side is Side.CLOUD and was_open and self._open[Side.SITE]:
             return [Announce(Side.SITE, upstream_up=False)]
         return self._tell_cloud_of_site() if side is Side.SITE and was_open else []
@@ -186,12 +219,6 @@ class Bridge:
     def _tell_cloud_of_site(self) -> list[Command]:
         """Say in the cloud whether the site's broker is reached: if it dies, its hubs' wills die with it."""
         return [Announce(Side.CLOUD, upstream_up=True)] if self._open[Side.CLOUD] else []
-
-    def _retry(self, now: float) -> list[Command]:
-        due = [side for side in Side if self._next_at.get(side, inf) <= now]
-        for side in due:
-            del self._next_at[side]
-        return [Connect(side, self._turn[side]) for side in due]
 
     def _came(self, side: Side, text: str, payload: bytes, in_flight: int) -> list[Command]:
         crossing = self._crossing_of(text)

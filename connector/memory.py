@@ -1,19 +1,27 @@
-"""What a connector keeps across restarts: who it is on the network, and how many sessions it has had."""
+"""What a connector keeps across restarts: who it is on the network and to brokers, and how many sessions it has had."""
 
 from __future__ import annotations
 
+import re
+import secrets
 from pathlib import Path
+from typing import Final
 from uuid import UUID, uuid4
 
 import msgspec
+from msgspec.structs import replace
 
-from config import files
+from broker.client_ids import client_id_of
+from config import files, limits
 from config.errors import StorageError
+
+_SECRET: Final = re.compile(rf"[0-9a-f]{{{2 * limits.CLIENT_ID_SECRET_BYTES}}}")
 
 
 class _Kept(msgspec.Struct, frozen=True):
     uuid: UUID
     session: int
+    secret: str = ""
 
 
 class Memory:
@@ -33,6 +41,8 @@ class Memory:
             self._kept = _Kept(uuid4(), fallback_session)
         except OSError as exc:
             raise StorageError(file, f"can't be read: {exc.strerror}") from exc
+        if not _SECRET.fullmatch(self._kept.secret):
+            self._kept = replace(self._kept, secret=secrets.token_hex(limits.CLIENT_ID_SECRET_BYTES))
         self._save()
 
     @property
@@ -40,9 +50,13 @@ class Memory:
         """Return the uuid of this connector's announcements."""
         return self._kept.uuid
 
+    def client_id(self, connector_id: str) -> str:
+        """Return the MQTT client id at every broker: after a restart it takes over its older session, and no stranger can."""
+        return client_id_of(connector_id, self._kept.secret)
+
     def next_session(self) -> int:
         """Return the next session number, after it is safe on disk. Raises StorageError."""
-        self._kept = _Kept(self._kept.uuid, self._kept.session + 1)
+        self._kept = replace(self._kept, session=self._kept.session + 1)
         self._save()
         return self._kept.session
 

@@ -78,7 +78,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class ReportAcknowledged:
-    """The cloud has committed a report; its word has reached us with the settings in force, and no path that they change is cut."""
+    """The cloud has committed a report; its word has reached us with the settings in force, and they cut no path."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,13 @@ Nothing is changed: not the outbox, not what the hub remembers, nothing at a bro
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from broker.client_ids import client_id_of
 from broker.clock import unix_ms
 from broker.proxy import Proxy
 from config import limits, pki
@@ -53,10 +55,7 @@ async def examine(file: Path, settings: HubSettings) -> Report:
     targets += _cloud_targets(proxies)[: limits.DOCTOR_TARGETS_MAX]
     known = {host: found if isinstance(found, list) else [] for host, found in addresses.items()}
     probed = await asyncio.gather(
-        *(
-            probe(target, identity, known, f"{identity.name}.doctor{f'-{number}' if number > 1 else ''}")
-            for number, target in enumerate(targets, start=1)
-        )
+        *(probe(target, identity, known, client_id_of(identity.name, f"doctor-{_secret()}")) for target in targets)
     )
     situation = Situation(
         unix_ms(),
@@ -82,6 +81,11 @@ def unreadable(problem: SettingsError) -> Report:
     """Return the report on a hub whose settings can't be read: there is nothing else to examine."""
     check = Check("settings", State.PROBLEM, str(problem), "correct it; `hubline config check` reads it again")
     return Report([check], Verdict("none", "none: the settings can't be read, so the hub can't run"))
+
+
+def _secret() -> str:
+    """Return what nobody can guess: no session of ours can be taken over."""
+    return secrets.token_hex(limits.CLIENT_ID_SECRET_BYTES)
 
 
 def _running(settings: HubSettings) -> HubStatus | None:

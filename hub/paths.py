@@ -11,6 +11,7 @@ import structlog
 
 from broker import client, messages
 from broker.client import Session, SessionOptions, Will
+from broker.client_ids import client_id_of
 from broker.clock import unix_ms
 from broker.control import DesiredSettings, Task
 from broker.machine import Wakeup
@@ -19,7 +20,7 @@ from broker.process import watched
 from broker.proxy import proxy_for
 from broker.ranges import Ranges
 from broker.runner import Runner, monotonic_s
-from broker.tls import client_context
+from broker.tls import client_context, key_secret
 from broker.topics import Topic, connector_filter, hub_filter
 from config import limits
 from config.errors import ProtocolError, SettingsError
@@ -221,14 +222,15 @@ class Paths:
                 identity, server_name(identity.fleet, identity.site if kind is Kind.CONNECTOR else CLOUD_SITE)
             )
             proxy = proxy_for(endpoint, self._settings.cloud.proxy) if kind is Kind.DIRECT else None
+            # Of its own for each outbox: two machines with one identity must not end each other's sessions for ever.
+            secret = key_secret(identity, self._epoch)
         except SettingsError as exc:
             del self._connecting[number]
             self._numbers.pop(number, None)
             self._failed(kind, endpoint, str(exc))
             self._runner.feed(link.SessionEnded(number, str(exc)))
             return
-        # Of its own for each outbox: two machines with one identity must not end each other's sessions for ever.
-        client_id = f"{identity.name}.{self._epoch}" if carrying else f"{identity.name}.observer-{self._epoch}"
+        client_id = client_id_of(identity.name, secret if carrying else f"observer-{secret}")
         options = SessionOptions(endpoint, client_id, tls, will, proxy, self._settings.hub.keep_alive_s)
         session = Session(options, lambda event: self._on_session(number, kind, session, event))
         self._sessions[number] = session

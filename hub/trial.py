@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 
 from broker.client import Lost, Opened, Refused, Session, SessionEvent, SessionOptions
+from broker.client_ids import client_id_of
 from broker.process import watched
 from broker.proxy import proxy_for
-from broker.tls import client_context
+from broker.tls import client_context, key_secret
 from config import limits, log
 from config.errors import SettingsError
 from config.principal import CLOUD_SITE, server_name
@@ -82,9 +83,9 @@ class Trial:
         try:
             tls = client_context(identity, server_name(identity.fleet, CLOUD_SITE))
             proxy = proxy_for(endpoint, settings.cloud.proxy)
+            client_id = client_id_of(identity.name, f"trial-{key_secret(identity, self._epoch)}")
         except SettingsError as exc:
             return str(exc)
-        client_id = f"{identity.name}.trial-{self._epoch}"
         session = Session(
             SessionOptions(endpoint, client_id, tls, proxy=proxy),
             lambda event: None if began.done() else began.set_result(event),

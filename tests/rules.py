@@ -220,7 +220,7 @@ CODE_RULES = (
         empty_names,
         "class MqttHandler: ...\ndef topic_helper(): ...\nasync def do_connect(): ...\nclass ManagerOfHubs: ...",
         "def handle(event): ...\ndef commonly(): ...",
-        {"broker/client.py": "do_handshake is the standard library's name, overridden"},
+        {"broker/client_stream.py": "do_handshake is the standard library's name, overridden"},
     ),
     Rule(
         "no variable hides a package",

@@ -65,7 +65,10 @@ CONNACK = b"\x20\x02\x00\x00"
 
 
 class RawClient:
-    """One connection. `messages` are the PUBLISH packets received so far, as (topic, payload, retained)."""
+    """One connection. `messages` are the PUBLISH packets received so far, as (topic, payload, retained).
+
+    Those of QoS 1 are acknowledged.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self.reader, self.writer = reader, writer
@@ -127,17 +130,25 @@ class RawClient:
         at = 2
         while got[at - 1] & 0x80:
             at += 1
-        end = at + 2 + int.from_bytes(got[at : at + 2], "big")
-        self.messages.append((got[at + 2 : end].decode(), got[end:], bool(got[0] & 1)))
+        end = start = at + 2 + int.from_bytes(got[at : at + 2], "big")
+        if got[0] & 0x06:
+            start += 2
+            self.send(b"\x40\x02" + got[end:start])
+        self.messages.append((got[at + 2 : end].decode(), got[start:], bool(got[0] & 1)))
+
+
+async def connected(endpoint: str, context: ssl.SSLContext | None) -> RawClient:
+    """Connect, with TLS if there is a context, and do nothing more."""
+    host, port = split_endpoint(endpoint)
+    reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port, ssl=context), WAIT_S)
+    return RawClient(reader, writer)
 
 
 async def dial(server: CalledServer, identity: Identity | None) -> RawClient:
     """Connect, with TLS unless there is no identity, and do nothing more."""
-    host, port = split_endpoint(server.listen[0])
     own = server.settings.identity
     context = None if identity is None else client_context(identity, server_name(own.fleet, own.site))
-    reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port, ssl=context), WAIT_S)
-    server.clients.append(RawClient(reader, writer))
+    server.clients.append(await connected(server.listen[0], context))
     return server.clients[-1]
 
 

@@ -195,6 +195,22 @@ def test_a_stranger_s_client_id_ends_the_session(fleet: Path, opened: Opening) -
     with_broker(fleet, story)
 
 
+def test_a_subscription_that_is_not_taken_ends_the_session(opened: Opening, fleet: Path) -> None:
+    """A session that is open and hears nothing would look well for ever; the next one may be luckier."""
+
+    async def story(_: Server, endpoint: str) -> None:
+        viewer, ears = opened(endpoint, context(fleet, "reader", "viewer"), "viewer")
+        await ears.hear(is_a(Opened))
+        viewer.subscribe([(UP, 1), (UP.replace("berlin", "hamburg"), 1)])
+        lost = await ears.hear(is_a(Lost))
+        assert isinstance(lost, Lost)
+        assert lost.reason == "the broker did not take a subscription"
+        assert [type(event) for event in ears.heard if not isinstance(event, Received)] == [Opened, Lost]
+        await viewer.close()
+
+    with_broker(fleet, story)
+
+
 def test_an_address_where_nobody_listens_is_a_loss_without_a_life_sign(fleet: Path, opened: Opening) -> None:
     async def run() -> None:
         _session, ears = opened("127.0.0.1:1", context(fleet))

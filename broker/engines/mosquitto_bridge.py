@@ -1,0 +1,99 @@
+"""Mosquitto's own bridge (`connector.bridge = "engine"`): what crosses, as whom, and behind what bounds.
+
+It carries what the connector's own bridge carries, and no topic in both directions, so that nothing can go round in a circle.
+Like that one it keeps nothing for later: hubs send again what the cloud has not acknowledged.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from broker.client_ids import client_id_of
+from broker.rights import UP_SIDE
+from broker.tls import ALPN, key_secret
+from broker.topics import Topic, hub_filter
+from config import limits
+from config.endpoint import split_endpoint
+from config.errors import SettingsError
+from config.settings import BrokerSettings, ConnectorSettings
+
+HTTPS_PORT: Final = 443
+CONNECTED: Final = b"1"
+"""What is retained at `notification_topic` while the bridge is connected; otherwise "0"."""
+
+
+def notification_topic(connector_id: str) -> str:
+    """Return where the site's Mosquitto says, retained, whether its bridge is connected."""
+    return f"$SYS/broker/connection/{connector_id}/state"
+
+
+def watch_filters(connector: ConnectorSettings) -> tuple[str, ...]:
+    """Return what the connector must be able to read at the site broker beyond the contract's rights, to watch the bridge."""
+    identity = connector.identity
+    return notification_topic(identity.name), str(Topic.down(identity.fleet, identity.site, "+", "ack"))
+
+
+def bridge_section(connector: ConnectorSettings, settings: BrokerSettings) -> str:
+    """Return the section of Mosquitto 2.0's configuration that bridges its site to the cloud broker; it must be the last.
+
+    Its local side needs no rights in an ACL file: Mosquitto asks for none. Raises SettingsError for what a person must correct.
+    """
+    _refuse_unusable(connector, settings)
+    identity = connector.identity
+    secret = key_secret(identity, "bridge")
+    endpoints = [split_endpoint(endpoint) for endpoint in connector.cloud.endpoints]
+    lines = [
+        "connection cloud",
+        f"addresses {' '.join(f'{host}:{port}' for host, port in endpoints)}",
+        "round_robin false",
+        f"local_clientid {client_id_of(identity.name, f'local-{secret}')}",
+        f"remote_clientid {client_id_of(identity.name, f'bridge-{secret}')}",
+        "bridge_protocol_version mqttv311",
+        "try_private false",  # Says "bridge" by a bit of the protocol's version that other engines take for a wrong version.
+        "cleansession true",
+        "local_cleansession true",
+        f"keepalive_interval {max(connector.connector.keep_alive_s, limits.MOSQUITTO_KEEP_ALIVE_MIN_S)}",
+        f"restart_timeout {limits.BRIDGE_RESTART_FIRST_S} {limits.BRIDGE_RESTART_MAX_S}",
+        f"bridge_max_packet_size {limits.PACKET_MAX_BYTES}",
+        "bridge_attempt_unsubscribe false",
+        "bridge_outgoing_retain true",
+        "notifications true",
+        "notifications_local_only true",
+        f"notification_topic {notification_topic(identity.name)}",
+        f"bridge_cafile {identity.ca}",
+        f"bridge_certfile {identity.cert}",
+        f"bridge_keyfile {identity.key}",
+        "bridge_tls_version tlsv1.2",
+        "bridge_insecure false",
+        "bridge_require_ocsp false",
+    ]
+    if any(port == HTTPS_PORT for _, port in endpoints):
+        lines.append(f"bridge_alpn {ALPN[0]}")
+    return "\n".join([*lines, *_topics(identity.fleet, identity.site)]) + "\n"
+
+
+def _topics(fleet: str, site: str) -> list[str]:
+    """Return what crosses. States are few and said once; for all else a hop's confirmation would promise nothing."""
+    out = [f"topic {hub_filter(fleet, site, '+', channel)} out {1 if channel == 'state' else 0}" for channel in UP_SIDE]
+    return [*out, f"topic {hub_filter(fleet, site, '+', 'down')} in 0"]
+
+
+def _refuse_unusable(connector: ConnectorSettings, settings: BrokerSettings) -> None:
+    here, there = settings.identity, connector.identity
+    file = settings.broker.bridge
+    if connector.connector.bridge != "engine":
+        problem = (
+            'lets the connector itself carry everything: write bridge = "engine" there, or leave out broker.bridge'
+        )
+        raise SettingsError(problem, file=file, key="connector.bridge", value=connector.connector.bridge)
+    if (here.fleet, here.site) != (there.fleet, there.site):
+        problem = f"is of {there.site} in {there.fleet}, this broker of {here.site} in {here.fleet}"
+        raise SettingsError(problem, file=file, key="identity.site")
+    if not connector.cloud.endpoints:
+        raise SettingsError('names no cloud broker; give at least one "host:port"', file=file, key="cloud.endpoints")
+    if connector.cloud.proxy not in ("", "none"):
+        problem = "can't be used by Mosquitto's bridge: leave it out, or write bridge = \"own\""
+        raise SettingsError(problem, file=file, key="cloud.proxy")
+    for key, path in (("ca", there.ca), ("cert", there.cert), ("key", there.key)):
+        if any(character in str(path) for character in "\r\n"):
+            raise SettingsError("is no path that Mosquitto's configuration can hold", file=file, key=f"identity.{key}")
