@@ -144,11 +144,13 @@ def sums(
     if first > last:
         return models.Page(items=[])
     rows = _sums(connection, table, sensor_no, per_interval, (first, end))
-    items = [
-        models.Sum(ts=row.interval * length_ms, count=row.count, min=row.min, mean=row.sum / row.count, max=row.max)
-        for row in rows
-    ]
+    items = [_sum(row, length_ms) for row in rows]
     return models.Page(items=items, next=cursor_of(end + 1) if end < last else None)
+
+
+def _sum(row: Any, length_ms: int) -> models.Sum:
+    count = int(row.count)  # PostgreSQL adds whole numbers up to a decimal one.
+    return models.Sum(ts=row.interval * length_ms, count=count, min=row.min, mean=row.sum / count, max=row.max)
 
 
 def _sums(

@@ -101,7 +101,7 @@ def _filtered(query: Select[Any], wanted: HubFilter) -> Select[Any]:
     if wanted.hidden != "all":
         query = query.where(PRESENCE.c.hidden_ms.is_(None) if wanted.hidden == "no" else PRESENCE.c.hidden_ms > 0)
     if wanted.text:
-        query = query.where((HUBS.c.site + "/" + HUBS.c.hub).contains(wanted.text, autoescape=True))
+        query = query.where((HUBS.c.site + "/" + HUBS.c.hub).icontains(wanted.text, autoescape=True))
     return query
 
 
@@ -271,7 +271,7 @@ def logs(
     if wanted.event is not None:
         query = query.where(log.event == wanted.event)
     if wanted.text:
-        found = (log.event.contains(wanted.text, autoescape=True), log.fields.contains(wanted.text, autoescape=True))
+        found = (log.event.icontains(wanted.text, autoescape=True), log.fields.icontains(wanted.text, autoescape=True))
         query = query.where(or_(*found))
     if wanted.until_ms is not None:
         query = query.where(log.ts < wanted.until_ms)

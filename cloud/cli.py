@@ -1,4 +1,4 @@
-"""`hubline cloud`: run the cloud service, audit what it has stored, read it back."""
+"""`hubline cloud`: run the cloud service, audit and read what it has stored, bring its database up to date or to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from cloud.intake import Part
     from cloud.queries import Archive
 
 _file = click.option(
@@ -23,8 +24,16 @@ def cloud() -> None:
 
 @cloud.command()
 @_file
-def run(file: Path) -> None:
-    """Store and acknowledge until stopped."""
+@click.option(
+    "--only",
+    type=click.Choice(["ingest", "operations"]),
+    help="One part of a divided service: a worker that stores and acknowledges, or all the rest. Needs PostgreSQL.",
+)
+def run(file: Path, only: Part | None) -> None:
+    """Store and acknowledge until stopped.
+
+    Any number of processes may run with --only ingest; of those with --only operations one is active, the others stand by.
+    """
     from broker.process import run_until_stopped
     from cloud.service import Service
     from config import log
@@ -32,7 +41,7 @@ def run(file: Path) -> None:
 
     settings = load(file, CloudSettings)
     log.set_up(settings.log)
-    run_until_stopped(lambda stop: Service(settings).run(stop))
+    run_until_stopped(lambda stop: Service(settings, only).run(stop))
 
 
 @cloud.command()
@@ -81,9 +90,62 @@ def readings(hub_name: str, file: Path, sensor: str | None, since: str | None, a
         stream.flush()
 
 
-def _archive(file: Path) -> Archive:
-    from cloud.queries import Archive
+@cloud.command()
+@_file
+def migrate(file: Path) -> None:
+    """Bring the database up to date with this Hubline.
+
+    A SQLite file is brought up to date by the service itself when it starts. With PostgreSQL, stop all processes of the cloud
+    service first, migrate, and start the new ones.
+    """
+    from cloud import upgrading
+    from cloud.tables import SCHEMA_VERSION
+    from config.settings import CloudSettings, load
+
+    settings = load(file, CloudSettings)
+    done = False
+    for before, after in upgrading.migrate(settings.cloud.database, settings.identity.fleet):
+        done = True
+        click.echo(
+            f"schema {before} -> {after}" if before else f"made the tables of schema {after} in an empty database"
+        )
+    click.echo("done" if done else f"nothing to do: the schema is {SCHEMA_VERSION}, the newest that this Hubline knows")
+
+
+@cloud.command()
+@_file
+@click.option(
+    "--to",
+    "url",
+    metavar="URL",
+    required=True,
+    envvar="HUBLINE_COPY_TO",
+    show_envvar=True,
+    help="The empty database: postgresql+asyncpg://USER:PASSWORD@HOST/NAME. Other users of this machine can see what a "
+    "command is given, but not its environment.",
+)
+def copy(file: Path, url: str) -> None:
+    """Copy a SQLite database into an empty PostgreSQL, with everything in it.
+
+    The cloud service must be stopped. Whatever goes wrong, the copy is complete or nothing of it stays. Afterwards set
+    cloud.database to the new one and start the service: hubs send what they still have, and what is there already is refused.
+    """
+    from cloud.copying import copy_database
+    from cloud.copying_output import progress
     from cloud.schema import database_file
     from config.settings import CloudSettings, load
 
-    return Archive(database_file(load(file, CloudSettings).cloud.database))
+    settings = load(file, CloudSettings)
+    source = database_file(settings.cloud.database)
+    with progress() as seen:
+        counts = copy_database(source, settings.identity.fleet, url, seen)
+    rows = sum(counts.values())
+    click.echo(f"copied {rows} rows, {counts['messages']} messages among them, and compared both databases: they agree")
+    click.echo(f"now set cloud.database in {file}, and keep {source} until you trust the new one")
+
+
+def _archive(file: Path) -> Archive:
+    from cloud.database import open_archive
+    from config.settings import CloudSettings, load
+
+    return open_archive(load(file, CloudSettings).cloud.database)

@@ -1,22 +1,22 @@
-"""The store in a thread of its own: the event loop never waits for the disk, and whoever asks learns whether it works."""
+"""The store in a thread of its own: the event loop never waits for the database, and whoever asks learns whether it works."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection
 
 from broker.clock import unix_ms
 from broker.runner import monotonic_s
 from cloud.batch import Batch, NewestValue, Outcome
 from cloud.queries import Archive
-from cloud.schema import reader_engine
+from cloud.readers import Reader
+from cloud.schema import database_file
 from cloud.store import Store, Totals
 from config import limits, log
 from config.errors import SettingsError, StorageError
@@ -28,16 +28,70 @@ _log: Final = log.get(__name__)
 
 WORKS: Final = "ok"
 
+Announce: TypeAlias = Callable[[Batch, Outcome], Sequence[str]]
+"""What a commit tells the other processes, each text short enough for a notice of PostgreSQL. It never fails."""
+
+
+class WriteSide(Protocol):
+    """What stores, in SQLite or PostgreSQL: see `cloud.store.Store`."""
+
+    @property
+    def place(self) -> Path | str:
+        """Return the name of the database, for messages."""
+
+    def open(self) -> Totals:
+        """Make the database ready."""
+
+    def commit(self, batch: Batch) -> Outcome:
+        """Store a batch."""
+
+    def change(self, work: Callable[[Connection], T]) -> T:
+        """Do something in one transaction."""
+
+    def prune(self, retention: Retention, now_ms: int) -> int:
+        """Delete some of what is too old."""
+
+    def reader(self) -> Reader:
+        """Return a read side of the same database."""
+
+    def hurry(self) -> None:
+        """Wait for no lock any more."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+def open_database(url: str, fleet: str, *, announce: Announce | None = None) -> Database:
+    """Return the database of a URL, in the running event loop. Raises SettingsError for a URL that can't be.
+
+    `announce` says what other processes are to hear of a commit; SQLite has no others.
+    """
+    if url.startswith("postgresql"):
+        from cloud.postgres import PostgresDatabase
+
+        return PostgresDatabase(url, fleet, announce)
+    return SqliteDatabase(database_file(url), fleet)
+
+
+def open_archive(url: str) -> Archive:
+    """Return the read side of the database of a URL. Raises SettingsError or StorageError."""
+    if url.startswith("postgresql"):
+        from cloud.postgres import reader_of
+
+        return Archive(reader_of(url))
+    return Archive(database_file(url))
+
 
 class Database:
-    """To be used in the running event loop. Calls are carried out one after the other."""
+    """To be used in the running event loop. Writes are carried out one after the other, reads beside them."""
 
-    def __init__(self, file: Path, fleet: str):
-        self._file: Final = file
-        self._store: Final = Store(file, fleet)
+    def __init__(self, store: WriteSide, readers: int):
+        """`readers` is how many reads there may be at once."""
+        self._store: Final = store
         self._thread: Final = ThreadPoolExecutor(1, "database")
-        self._readers: Final = ThreadPoolExecutor(1, "database-reader")
-        self._reader: Engine | None = None
+        self._readers: Final = ThreadPoolExecutor(readers, "database-reader")
+        self._of_thread: Final = threading.local()
+        self._open_readers: Final[list[Reader]] = []
         self._loop: Final = asyncio.get_running_loop()
         self._totals: Totals | None = None
         self._failing_since: float | None = None
@@ -96,7 +150,7 @@ class Database:
         """Read the newest value of every sensor and hand them over page by page."""
         pages: Iterator[tuple[NewestValue, ...]] | None = None
         try:
-            archive = await self._in_thread(lambda: Archive(self._file))
+            archive = await self._in_thread(lambda: Archive(self._store.reader()))
             try:
                 pages = archive.newest()
                 while page := await self._in_thread(lambda: next(pages, None)):
@@ -107,16 +161,22 @@ class Database:
             _log.debug("newest_values_not_read", reason=str(exc))
 
     async def close(self) -> None:
-        """Finish what is being written, wait for no lock any more, and close the file."""
+        """Finish what is being written, wait for no lock any more, and close the connections."""
         self._store.hurry()
+        for reader in self._open_readers:
+            reader.hurry()
         try:
             await asyncio.wait_for(self._in_thread(self._store.close), limits.STORE_CLOSE_TIMEOUT_S)
         except TimeoutError:
-            _log.warning("database_not_closed", file=str(self._file))
+            _log.warning("database_not_closed", database=str(self._store.place))
         self._thread.shutdown(wait=False)
         self._readers.shutdown(wait=False, cancel_futures=True)
-        if self._reader is not None:
-            self._reader.dispose()
+        await asyncio.to_thread(self._close_readers)
+
+    def _close_readers(self) -> None:
+        self._readers.shutdown(wait=True)
+        for reader in self._open_readers:
+            reader.close()
 
     # --- In the thread ----------------------------------------------------------------------------------------------
 
@@ -136,18 +196,21 @@ class Database:
             self._open()
             return self._store.change(work)
         except SettingsError as exc:
-            if exc.file != self._file:
+            if exc.file != self._store.place:
                 raise  # What was asked for is wrong, not the database.
-            raise StorageError(self._file, exc.problem) from exc
+            raise StorageError(self._store.place, exc.problem) from exc
 
     def _reading(self, work: Callable[[Connection], T]) -> T:
+        reader: Reader | None = getattr(self._of_thread, "reader", None)
         try:
-            if self._reader is None:
-                self._reader = reader_engine(self._file)
-            with self._reader.connect() as connection, connection.begin():
-                return work(connection)
-        except (DBAPIError, sqlite3.Error) as exc:
-            raise StorageError(self._file, str(exc)) from exc
+            if reader is None:
+                reader = self._of_thread.reader = self._store.reader()
+                self._open_readers.append(reader)
+            return reader.read(work)
+        except SettingsError as exc:
+            if exc.file != self._store.place:
+                raise
+            raise StorageError(self._store.place, exc.problem) from exc
 
     # --- In the event loop ------------------------------------------------------------------------------------------
 
@@ -168,3 +231,10 @@ class Database:
             failed_s = round(monotonic_s() - self._failing_since, 1)
             _log.info("storage_recovered", failed_s=failed_s, failures=self._failures)
         self._failing_since, self._failures, self.state = None, 0, WORKS
+
+
+class SqliteDatabase(Database):
+    """A file of SQLite, which one process writes at a time."""
+
+    def __init__(self, file: Path, fleet: str):
+        super().__init__(Store(file, fleet), readers=1)

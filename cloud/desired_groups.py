@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import msgspec
 from sqlalchemy import Connection, delete, func, select
-from sqlalchemy.dialects.sqlite import insert
 
 from cloud.fleet_schema import GROUP_MEMBERS
+from cloud.statements import insert
 from config import limits
 from config.errors import SettingsError
 from config.settings import Label

@@ -12,7 +12,6 @@ from typing import Final, cast
 import msgspec
 import orjson
 from sqlalchemy import Connection, Row, Select, delete, func, select
-from sqlalchemy.dialects.sqlite import insert
 
 from broker.control import Reported, SettingsReport
 from cloud.desired import KnownHub, Records, Save
@@ -20,6 +19,7 @@ from cloud.desired_groups import all_groups, groups_of
 from cloud.desired_scopes import FLEET, Content, DocumentChanged, HubKey, Scope, key_of, layers, merged_of, name_of
 from cloud.fleet_schema import GROUP_MEMBERS, REPORTED, SETTINGS_DOCUMENTS, SETTINGS_OF_HUBS
 from cloud.schema import HUBS, STREAMS
+from cloud.statements import insert
 from config import limits, remote
 from config.errors import RefusedError, SettingsError
 from config.settings import Label

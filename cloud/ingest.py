@@ -51,12 +51,16 @@ class Disconnected:
 
 
 class Arrived(Struct, frozen=True, gc=False):
-    """A message has come from the broker. `received_ms` is the cloud's wall clock. A Struct for the same reason as `Message`."""
+    """A message has come in. `received_ms` is the cloud's wall clock. A Struct for the same reason as `Message`.
+
+    Whoever gives a `receipt` (not 0) hears exactly once what became of it: `Settle` or `GiveBack`.
+    """
 
     topic: str
     payload: bytes
     received_ms: int
     retained: bool = False
+    receipt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +77,10 @@ class StoreFailed:
 
 @dataclass(frozen=True, slots=True)
 class NewestRead:
-    """Newest values that the database holds, which the broker may have forgotten."""
+    """Newest values that the database holds, which the broker may have forgotten; `fresh` ones others have just stored."""
 
     newest: tuple[NewestValue, ...]
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,21 @@ class Heard:
     received_ms: int
 
 
-Command: TypeAlias = Store | Acknowledge | PublishLast | Heard
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """What these receipts stand for is done with: committed, or found to be worth nothing."""
+
+    receipts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """What these receipts stand for was not taken: it has to come again, later or to somebody else."""
+
+    receipts: tuple[int, ...]
+
+
+Command: TypeAlias = Store | Acknowledge | PublishLast | Heard | Settle | GiveBack
 
 
 @dataclass(slots=True)
@@ -135,9 +154,13 @@ class Counts:
 
 
 class Ingest:
-    """The machine. `random` spreads the attempts while the database refuses."""
+    """The machine. `random` spreads the attempts while the database refuses.
 
-    def __init__(self, fleet: str, random: Random):
+    Without `tells_newest` it leaves `last/` to whoever reads the database, so that of several machines none tells an older
+    value after a newer one.
+    """
+
+    def __init__(self, fleet: str, random: Random, *, tells_newest: bool = True):
         self.counts: Final = Counts()
         self._fleet: Final = fleet
         self._reader: Final = EnvelopeReader()
@@ -149,6 +172,10 @@ class Ingest:
         self._waiting: deque[Message | RefusedMessage] = deque()
         self._waiting_bytes = 0
         self._unreadable = 0
+        self._receipts: Final[dict[tuple[Stream, int], list[int]]] = {}
+        self._unreadable_receipts: Final[deque[int]] = deque()
+        self._in_flight_receipts: list[int] = []
+        self._tells_newest: Final = tells_newest
         self._states: deque[HubStateSeen | ConnectorStateSeen] = deque()
         self._pending: set[tuple[Stream, int]] = set()
         self._copies: Counter[Stream] = Counter()
@@ -173,18 +200,18 @@ class Ingest:
         """Take what has happened and return what to do."""
         commands: list[Command] = []
         match event:
-            case Arrived() if self._stopping:
-                pass  # Not acknowledged, so it comes again after the start.
-            case Arrived(topic, payload, received_ms, retained):
+            case Arrived(receipt=receipt) if self._stopping:  # Not acknowledged, so it comes again.
+                commands += [GiveBack((receipt,))] if receipt else []
+            case Arrived():
                 self.counts.arrived += 1
-                commands += self._take(topic, payload, received_ms, retained)
+                commands += self._take(event)
             case Stored(outcome):
                 commands = self._committed(outcome)
             case StoreFailed():
                 assert self._in_flight is not None
                 self._retry_at = now + self._backoff.next_s()
-            case NewestRead(newest):
-                self._remember(newest, fresh=False)
+            case NewestRead(newest, fresh):
+                self._remember(newest, fresh=fresh)
             case Connected():
                 self._connected = True
             case Disconnected():
@@ -206,58 +233,77 @@ class Ingest:
 
     # --- What arrives -----------------------------------------------------------------------------------------------
 
-    def _take(self, text: str, payload: bytes, received_ms: int, retained: bool) -> list[Command]:
+    def _take(self, arrived: Arrived) -> list[Command]:
+        text, payload, received_ms, retained = arrived.topic, arrived.payload, arrived.received_ms, arrived.retained
         try:
             topic = self._parse(text)
             if topic.fleet != self._fleet:
                 raise ProtocolError("of another fleet")
             match topic.channel:
                 case "up":
-                    self._take_message(topic, text, payload, received_ms)
+                    return self._take_message(topic, arrived)
                 case "state" if topic.owner == "hub":
                     hub_state = decode(payload, HubState)
                     self._take_state(HubStateSeen(topic.site, topic.name, hub_state, received_ms, retained))
                 case "state":
                     connector_state = decode(payload, ConnectorState)
                     self._take_state(ConnectorStateSeen(topic.site, topic.name, connector_state, received_ms, retained))
+                case "heartbeat" | "poll" if retained:
+                    pass  # Only an engine that can't refuse the flag keeps one: it says nothing of now.
                 case "heartbeat":
-                    return [Heard(topic.site, topic.name, decode(payload, Heartbeat), received_ms)]
+                    signal: Heartbeat | Poll = decode(payload, Heartbeat)
+                    return [Heard(topic.site, topic.name, signal, received_ms), *_settled(arrived)]
                 case "poll":
-                    return [Heard(topic.site, topic.name, decode(payload, Poll), received_ms)]
+                    signal = decode(payload, Poll)
+                    return [Heard(topic.site, topic.name, signal, received_ms), *_settled(arrived)]
                 case channel:
                     raise ProtocolError(f"the cloud has not asked for {channel}")
         except ProtocolError as exc:
-            self._refuse(text, exc.reason, payload, received_ms)
-        return []
+            return self._refuse(arrived, exc.reason)
+        return _settled(arrived)
 
-    def _take_message(self, topic: Topic, text: str, payload: bytes, received_ms: int) -> None:
+    def _take_message(self, topic: Topic, arrived: Arrived) -> list[Command]:
         assert topic.leaf is not None
+        payload, received_ms = arrived.payload, arrived.received_ms
         try:
             epoch, seq, sent_ms, body = self._reader.read(topic.leaf, payload)
         except RefusedBodyError as exc:
             place = (Stream(topic.site, topic.name, exc.envelope.epoch), exc.envelope.seq)
-            self._refuse(text, exc.reason, payload, received_ms, place)
-            return
+            return self._refuse(arrived, exc.reason, place)
         stream = Stream(topic.site, topic.name, epoch)
         skew_ms = self._skew.measure(stream, sent_ms, received_ms)
         message = Message(stream, seq, topic.leaf, sent_ms, received_ms, payload, body, skew_ms)
         if self._admit(message.key, len(payload)):
             self._waiting.append(message)
             self.counts.unknown += topic.leaf not in UP_KINDS
+        return self._keep_receipt(message.key, arrived.receipt)
 
-    def _refuse(
-        self, text: str, reason: str, payload: bytes, received_ms: int, place: tuple[Stream, int] | None = None
-    ) -> None:
+    def _refuse(self, arrived: Arrived, reason: str, place: tuple[Stream, int] | None = None) -> list[Command]:
         self.counts.refused += 1
+        payload = arrived.payload
         kept = payload[: limits.QUARANTINE_PAYLOAD_MAX_BYTES]
-        item = RefusedMessage(text[: limits.TOPIC_MAX_BYTES], reason, kept, len(payload), received_ms, place)
+        topic = arrived.topic[: limits.TOPIC_MAX_BYTES]
+        item = RefusedMessage(topic, reason, kept, len(payload), arrived.received_ms, place)
         if place is not None:
             if self._admit(place, len(kept)):
                 self._waiting.append(item)
-        elif self._unreadable < limits.QUARANTINE_WAITING_MAX:
+            return self._keep_receipt(place, arrived.receipt)
+        if self._unreadable < limits.QUARANTINE_WAITING_MAX:
             self._unreadable += 1
+            self._unreadable_receipts.append(arrived.receipt)
             self._waiting_bytes += len(kept)
             self._waiting.append(item)
+            return []
+        return _settled(arrived)  # It is counted, and would never be better.
+
+    def _keep_receipt(self, key: tuple[Stream, int], receipt: int) -> list[Command]:
+        """Remember whom to tell of a commit; what was dropped is given back at once."""
+        if not receipt:
+            return []
+        if key not in self._pending:
+            return [GiveBack((receipt,))]
+        self._receipts.setdefault(key, []).append(receipt)
+        return []
 
     def _admit(self, key: tuple[Stream, int], size_bytes: int) -> bool:
         if key in self._pending:
@@ -309,7 +355,9 @@ class Ingest:
                 messages.append(item)
             else:
                 refused.append(item)
-                self._unreadable -= item.place is None
+                if item.place is None:
+                    self._unreadable -= 1
+                    self._in_flight_receipts.append(self._unreadable_receipts.popleft())
         self._waiting_bytes -= size_bytes
         hub_states: list[HubStateSeen] = []
         connector_states: list[ConnectorStateSeen] = []
@@ -329,17 +377,22 @@ class Ingest:
         self._retry_at = None
         self._backoff.lived(0.0)
         seqs: dict[Stream, list[int]] = {}
+        receipts, self._in_flight_receipts = [receipt for receipt in self._in_flight_receipts if receipt], []
         for message in batch.messages:
             self._pending.discard(message.key)
+            receipts += self._receipts.pop(message.key, ())
             seqs.setdefault(message.stream, []).append(message.seq)
         for place in (refused.place for refused in batch.refused):
             if place is not None:
                 self._pending.discard(place)
+                receipts += self._receipts.pop(place, ())
                 seqs.setdefault(place[0], []).append(place[1])
-        self._remember(outcome.newest, fresh=True)
+        if self._tells_newest:
+            self._remember(outcome.newest, fresh=True)
+        settled: list[Command] = [Settle(tuple(receipts))] if receipts else []
         if not self._connected:
-            return []
-        return [command for stream, of_stream in seqs.items() for command in self._acknowledge(stream, of_stream)]
+            return settled
+        return settled + [ack for stream, of_stream in seqs.items() for ack in self._acknowledge(stream, of_stream)]
 
     def _acknowledge(self, stream: Stream, seqs: list[int]) -> list[Command]:
         topic = self._ack_topic(stream.site, stream.hub_id)
@@ -372,3 +425,7 @@ class Ingest:
         ]
         self._next_lasts_at = now + (limits.INGEST_INTERVAL_S if self._lasts else limits.LAST_INTERVAL_S)
         return commands
+
+
+def _settled(arrived: Arrived) -> list[Command]:
+    return [Settle((arrived.receipt,))] if arrived.receipt else []

@@ -6,11 +6,10 @@ from typing import Final
 
 import orjson
 from sqlalchemy import Connection, bindparam, delete, select
-from sqlalchemy.dialects.sqlite import insert
 
 from broker.control import Logs
 from cloud.fleet_schema import LOGS
-from cloud.statements import Prepared
+from cloud.statements import Prepared, insert
 from config import limits
 
 _NAMES: Final = ("hub_no", "boot", "n", "ts", "received_ms", "level", "event", "fields")

@@ -23,12 +23,13 @@ from broker.messages import encode
 from broker.runner import Runner, monotonic_s
 from broker.topics import Topic
 from cloud import desired, desired_records, presence, presence_events, presence_records, task_records, tasks
-from cloud.batch import Batch, Outcome
+from cloud.batch import Answered, Batch, Outcome
 from cloud.database import Database
 from cloud.desired import Desired
 from cloud.desk import Change, Changes, HubKey
 from cloud.ingest import Heard
 from cloud.lane import Lane
+from cloud.notices import Word, words_of
 from cloud.presence_facts import Policy, Record
 from cloud.reported_records import protections
 from cloud.task_standing import TargetChange
@@ -183,6 +184,11 @@ class Operations:
         """Take in what is in the database now."""
         self._when_loaded(lambda: self._committed(batch, outcome))
 
+    def told(self, words: Iterable[Word], answers: Iterable[Answered]) -> None:
+        """Take in what other processes have committed: each stream's newest message, and what hubs have answered."""
+        words, answers = tuple(words), tuple(answers)
+        self._when_loaded(lambda: self._told(words, answers))
+
     def heard(self, heard: Heard) -> None:
         """Take in a heartbeat or a poll."""
         self._when_loaded(lambda: self._heard(heard))
@@ -204,11 +210,15 @@ class Operations:
             )
         for of_hub in batch.hub_states:
             feed(presence_events.HubSaid(of_hub.site, of_hub.hub_id, of_hub.state, of_hub.received_ms, of_hub.retained))
-        newest = {message.stream: message for message in batch.messages}
-        for stream, message in newest.items():
-            key = (stream.site, stream.hub_id)
-            feed(presence_events.MessageCame(key, stream.epoch, message.sent_ms, message.received_ms, message.kind))
-        for answer in outcome.answers:
+        self._told(words_of(batch), outcome.answers)
+
+    def _told(self, words: Iterable[Word], answers: Iterable[Answered]) -> None:
+        for word in words:
+            key = (word.site, word.hub_id)
+            self._to_presence.feed(
+                presence_events.MessageCame(key, word.epoch, word.sent_ms, word.received_ms, word.kind)
+            )
+        for answer in answers:
             self._answered((answer.site, answer.hub_id), answer.body)
 
     def _answered(self, key: HubKey, body: Results | Reported | Logs) -> None:

@@ -239,9 +239,11 @@ class Presence:
         """Take a record in place of the one before, and tell what has changed. `anew`: the hub has just started."""
         self._records[record.key] = record
         changed = self._judge(record, at_ms, anew=anew)
-        if durable and not changed:
+        if changed or self._records[record.key].status is None:
+            return  # Saved already, or nothing is concluded of it yet.
+        if durable:
             self._save(self._records[record.key])
-        elif not changed:
+        else:
             self._unsaved[record.key] = None
 
     def _judge(self, record: Record, at_ms: int, *, anew: bool = False) -> bool:

@@ -9,14 +9,13 @@ from typing import Any, Final
 import msgspec
 import orjson
 from sqlalchemy import Connection, bindparam, delete, func, literal, select, tuple_, update
-from sqlalchemy.dialects.sqlite import insert
 
 from broker.topics import Topic
 from cloud.fleet_schema import CONNECTION_LOG, PRESENCE, SETTINGS_DOCUMENTS
 from cloud.presence_events import Entry
 from cloud.presence_facts import HubKey, Record
 from cloud.schema import HUBS, MESSAGES, META, QUARANTINE, SCHEMA, SENSORS, STREAMS
-from cloud.statements import Prepared
+from cloud.statements import Prepared, insert
 from cloud.states import add_hub
 from config import limits
 
@@ -117,12 +116,14 @@ def forget(connection: Connection, hub_no: int, most: int = limits.RETENTION_BAT
     Its messages go `most` at a time, so that ingest never waits long: to be called, each time in a transaction of its
     own, until it returns True. Other hubs' rows, what was done through the API and the counts of refused messages stay.
     """
-    row = connection.execute(select(HUBS.c.site, HUBS.c.hub).where(HUBS.c.hub_no == hub_no)).one_or_none()
+    # Locked before all else, as by whoever stores what the hub sends.
+    query = select(HUBS.c.site, HUBS.c.hub).where(HUBS.c.hub_no == hub_no).with_for_update()
+    row = connection.execute(query).one_or_none()
     if row is None:
         return True
     streams = select(STREAMS.c.stream_no).where(STREAMS.c.hub_no == hub_no)
-    some = select(MESSAGES.c.message_no).where(MESSAGES.c.stream_no.in_(streams)).limit(most)
-    deleted = connection.execute(delete(MESSAGES).where(MESSAGES.c.message_no.in_(some)))
+    some = select(MESSAGES.c.stream_no, MESSAGES.c.seq).where(MESSAGES.c.stream_no.in_(streams)).limit(most)
+    deleted = connection.execute(delete(MESSAGES).where(tuple_(MESSAGES.c.stream_no, MESSAGES.c.seq).in_(some)))
     if deleted.rowcount == most:
         return False
     sensors = select(SENSORS.c.sensor_no).where(SENSORS.c.hub_no == hub_no)

@@ -6,23 +6,21 @@ Every read is a short transaction of bounded size, so that a slow reader neither
 from __future__ import annotations
 
 import difflib
-import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Connection, Row, Select, func, literal_column, select, tuple_
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Row, Select, func, literal_column, select, text, tuple_
 
 from broker.messages import Last, Value
 from broker.ranges import Ranges
 from cloud.batch import NewestValue
 from cloud.envelopes import EnvelopeReader, PlainReadings
 from cloud.payloads import PayloadCodec
-from cloud.schema import COVERAGE, GAPS, HUBS, MESSAGES, SENSORS, STREAMS, reader_engine, storage_error, written_by
+from cloud.readers import Reader, SqliteReader
+from cloud.schema import COVERAGE, GAPS, HUBS, MESSAGES, SENSORS, STREAMS, written_by
 from config import limits
 from config.errors import ProtocolError, SettingsError, StorageError
 
@@ -86,17 +84,19 @@ class HubKey:
 class Archive:
     """The read side. A context manager: it keeps one connection open."""
 
-    def __init__(self, file: Path):
+    def __init__(self, source: Path | Reader):
         """Raises SettingsError if there is no such database or it isn't ours, StorageError if it can't be read."""
-        self.file: Final = file
-        if not file.is_file():
-            raise SettingsError("there is no such database: has the cloud service run with these settings?", file=file)
-        self._engine: Final = reader_engine(file)
+        self._source: Reader = source if not isinstance(source, Path) else SqliteReader(source)
         self._codec: Final = PayloadCodec()
         self._reader: Final = EnvelopeReader()
-        with self._transaction() as connection:
-            if written_by(connection, file) is None:
-                raise SettingsError("is empty: the cloud service has not prepared it yet", file=file)
+        place = self._source.place
+        self._source.check()
+        try:
+            if self._source.read(lambda connection: written_by(connection, place)) is None:
+                raise SettingsError("is empty: the cloud service has not prepared it yet", file=place)
+        except BaseException:
+            self._source.close()
+            raise
 
     def __enter__(self) -> Archive:
         return self
@@ -106,7 +106,7 @@ class Archive:
 
     def close(self) -> None:
         """Close the connection."""
-        self._engine.dispose()
+        self._source.close()
 
     # --- Audit ------------------------------------------------------------------------------------------------------
 
@@ -117,20 +117,21 @@ class Archive:
             .join(HUBS, HUBS.c.hub_no == STREAMS.c.hub_no)
             .order_by(HUBS.c.site, HUBS.c.hub, STREAMS.c.stream_no)
         )
-        with self._transaction() as connection:
-            streams = connection.execute(query).all()
-        for stream in streams:
+        for stream in self._source.read(lambda connection: connection.execute(query).all()):
             yield self._audit(stream.stream_no, verify=verify)
 
     def _audit(self, stream_no: int, *, verify: bool) -> StreamAudit:
         query = select(STREAMS, HUBS.c.site, HUBS.c.hub).join(HUBS, HUBS.c.hub_no == STREAMS.c.hub_no)
         said = select(*(GAPS.c[name] for name in GapRecord.__dataclass_fields__)).where(GAPS.c.stream_no == stream_no)
         coverage = select(COVERAGE.c.first_seq, COVERAGE.c.last_seq).where(COVERAGE.c.stream_no == stream_no)
-        with self._transaction() as connection:
+
+        def look(connection: Connection) -> tuple[Row[*tuple[Any, ...]], Ranges, list[GapRecord]]:
             stream = connection.execute(query.where(STREAMS.c.stream_no == stream_no)).one()
             covered = Ranges((row.first_seq, row.last_seq) for row in connection.execute(coverage))
-            gaps = [GapRecord(*row) for row in connection.execute(said.order_by(GAPS.c.seq, GAPS.c.position))]
-            newest_no = connection.scalar(select(func.max(MESSAGES.c.message_no))) or 0
+            gaps = connection.execute(said.order_by(GAPS.c.seq, GAPS.c.position))
+            return stream, covered, [GapRecord(*row) for row in gaps]
+
+        stream, covered, gaps = self._source.read(look)
         explained = Ranges(covered)
         for gap in gaps:
             if gap.from_seq is not None and gap.to_seq is not None:
@@ -148,25 +149,32 @@ class Archive:
             duplicates_refused=stream.duplicates,
             refused=stream.refused,
             gaps=gaps,
-            damaged=self._damage(stream, covered, newest_no) if verify else None,
+            damaged=self._damage(stream, covered) if verify else None,
         )
 
-    def _damage(self, stream: Row[*tuple[Any, ...]], covered: Ranges, newest_no: int) -> str | None:
+    def _damage(self, stream: Row[*tuple[Any, ...]], covered: Ranges) -> str | None:
         """Decode everything stored of a stream and return how it differs from the sums, if it does."""
         messages = points = 0
-        for seq, kind, said_points, code, packed in self._packed(stream.stream_no, newest_no):
+        later: list[int] = []
+        for seq, kind, said_points, code, packed in self._packed(stream.stream_no, covered.maximum or 0):
             try:
                 epoch, in_payload, _, body = self._reader.read(kind, self._codec.unpack(code, packed))
             except (ProtocolError, StorageError) as exc:
                 return f"seq {seq} can't be read: {exc.reason}"
             found = len(body.points) if isinstance(body, PlainReadings) else 0
-            if (epoch, in_payload) != (stream.epoch, seq) or found != said_points or seq not in covered:
+            if (epoch, in_payload) != (stream.epoch, seq) or found != said_points:
                 return f"seq {seq} holds another message than its row says"
+            if seq not in covered:
+                later.append(seq)
+                continue
             messages += 1
             points += found
-        with self._transaction() as connection:
-            pruned = select(STREAMS.c.pruned_messages, STREAMS.c.pruned_points)
-            after = connection.execute(pruned.where(STREAMS.c.stream_no == stream.stream_no)).one()
+        number = stream.stream_no
+        after, covered_after, last = self._source.read(lambda connection: _standing_now(connection, number))
+        if last is not None:
+            later.append(last)
+        if uncovered := [seq for seq in later if seq not in covered_after]:
+            return f"seq {uncovered[0]} is stored, but not known to be"
         if not stream.messages - after.pruned_messages <= messages <= stream.messages - stream.pruned_messages:
             return f"{messages} messages are stored, {stream.messages - stream.pruned_messages} are counted"
         if not stream.points - after.pruned_points <= points <= stream.points - stream.pruned_points:
@@ -175,9 +183,9 @@ class Archive:
             return f"{covered.count()} seqs are covered, {stream.messages + stream.refused} messages came"
         return None
 
-    def _packed(self, stream_no: int, newest_no: int) -> Iterator[tuple[int, str, int, int, bytes]]:
+    def _packed(self, stream_no: int, last: int) -> Iterator[tuple[int, str, int, int, bytes]]:
         columns = (MESSAGES.c.seq, MESSAGES.c.kind, MESSAGES.c.points, MESSAGES.c.codec, MESSAGES.c.payload)
-        query = select(*columns).where(MESSAGES.c.stream_no == stream_no, MESSAGES.c.message_no <= newest_no)
+        query = select(*columns).where(MESSAGES.c.stream_no == stream_no, MESSAGES.c.seq <= last)
         after = 0
         while page := self._page(query.where(MESSAGES.c.seq > after).order_by(MESSAGES.c.seq)):
             for row in page:
@@ -189,8 +197,8 @@ class Archive:
     def hub_named(self, name: str) -> HubKey:
         """Find a hub by HUB or SITE/HUB. Raises SettingsError that names what there is instead."""
         site, _, hub_id = name.rpartition("/")
-        with self._transaction() as connection:
-            found = connection.execute(select(HUBS.c.hub_no, HUBS.c.site, HUBS.c.hub).order_by(HUBS.c.hub_no)).all()
+        query = select(HUBS.c.hub_no, HUBS.c.site, HUBS.c.hub).order_by(HUBS.c.hub_no)
+        found = self._source.read(lambda connection: connection.execute(query).all())
         matching = [HubKey(*row) for row in found if row.hub == hub_id and site in ("", row.site)]
         if len(matching) == 1:
             return matching[0]
@@ -207,10 +215,12 @@ class Archive:
 
         `sensor` is the name of a value, or what comes before a dot in it: "cpu" stands for "cpu.percent" too.
         """
-        with self._transaction() as connection:
-            streams = select(STREAMS.c.stream_no).where(STREAMS.c.hub_no == key.hub_no).order_by(STREAMS.c.stream_no)
-            numbers = connection.scalars(streams).all()
-            newest_no = connection.scalar(select(func.max(MESSAGES.c.message_no))) or 0
+        streams = select(STREAMS.c.stream_no).where(STREAMS.c.hub_no == key.hub_no).order_by(STREAMS.c.stream_no)
+
+        def look(connection: Connection) -> tuple[Sequence[int], int]:
+            return connection.scalars(streams).all(), _newest_no(connection)
+
+        numbers, newest_no = self._source.read(look)
         for stream_no in numbers:
             for kind, payload, skew_ms in self._messages_since(stream_no, newest_no, since_ms):
                 epoch, seq, _, body = self._reader.read(kind, payload)
@@ -263,13 +273,20 @@ class Archive:
     # --- The connection ---------------------------------------------------------------------------------------------
 
     def _page(self, query: Select[*tuple[Any, ...]]) -> Sequence[Row[*tuple[Any, ...]]]:
-        with self._transaction() as connection:
-            return connection.execute(query.limit(limits.READ_PAGE_MESSAGES)).all()
+        return self._source.read(lambda connection: connection.execute(query.limit(limits.READ_PAGE_MESSAGES)).all())
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self._engine.connect() as connection, connection.begin():
-                yield connection
-        except (DBAPIError, sqlite3.Error) as exc:
-            raise storage_error(self.file, exc) from exc
+
+def _newest_no(connection: Connection) -> int:
+    """Return a number that no message stored so far exceeds: without it a reader could follow a busy hub for ever."""
+    if connection.dialect.name == "postgresql":  # Its parts have no order by number, but the numbers have one source.
+        newest = connection.scalar(text("SELECT last_value FROM messages_message_no_seq"))
+    else:
+        newest = connection.scalar(select(func.max(MESSAGES.c.message_no)))
+    return newest or 0
+
+
+def _standing_now(connection: Connection, stream_no: int) -> tuple[Row[int, int], Ranges, int | None]:
+    pruned = select(STREAMS.c.pruned_messages, STREAMS.c.pruned_points).where(STREAMS.c.stream_no == stream_no)
+    covered = select(COVERAGE.c.first_seq, COVERAGE.c.last_seq).where(COVERAGE.c.stream_no == stream_no)
+    last = connection.scalar(select(func.max(MESSAGES.c.seq)).where(MESSAGES.c.stream_no == stream_no))
+    return connection.execute(pruned).one(), Ranges(map(tuple, connection.execute(covered))), last

@@ -71,7 +71,7 @@ def prune(connection: Connection, retention: Retention, now_ms: int) -> int:
     """Delete up to RETENTION_BATCH rows of each kind that are too old and return how many: 0 when nothing is left to do."""
     deleted = 0
     for kind in _kinds(connection):
-        deleted += _prune_messages(connection, kind, now_ms - int(_days(retention, kind) * _DAY_MS))
+        deleted += _prune_messages(connection, retention, kind, now_ms - int(_days(retention, kind) * _DAY_MS))
     for statement, days, width_ms in (
         (_DELETE_5MIN, retention.rollup_5min_days, BUCKET_MS),
         (_DELETE_1H, retention.rollup_1h_days, BUCKET_MS * BUCKETS_PER_HOUR),
@@ -105,7 +105,11 @@ def _days(retention: Retention, kind: str) -> float:
             return retention.other_days
 
 
-def _prune_messages(connection: Connection, kind: str, before_ms: int) -> int:
+def _prune_messages(connection: Connection, retention: Retention, kind: str, before_ms: int) -> int:
+    if connection.dialect.name == "postgresql":
+        from cloud.postgres_retention import prune_messages
+
+        return prune_messages(connection, retention, kind, before_ms)
     old = _OLD.rows(connection, kind, before_ms, limits.RETENTION_BATCH, 0)
     messages: Counter[int] = Counter()
     points: Counter[int] = Counter()

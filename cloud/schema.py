@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import (
     BigInteger,
@@ -20,66 +20,65 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     SmallInteger,
     Table,
-    Text,
     UniqueConstraint,
     create_engine,
     event,
-    func,
-    insert,
-    select,
     text,
-    update,
 )
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
+from cloud import fleet_schema as fleet_schema  # So that SCHEMA is complete.
+from cloud.migrating import found_in, lock_schema, make_newest, step
+from cloud.tables import (
+    ID,
+    ROOM_TO_UPDATE,
+    SCHEMA_VERSION,
+    SOME_ROOM_TO_UPDATE,
+    TEXT,
+    numbered,
+)
+from cloud.tables import (
+    META as META,
+)
+from cloud.tables import (
+    SCHEMA as SCHEMA,
+)
 from config import limits
 from config.errors import SettingsError, StorageError
-
-SCHEMA_VERSION: Final = 2
-"""2 has added the tables of `cloud.fleet_schema` and `messages.skew_ms`; nothing that 1 had was changed."""
-
-_GROWS_FROM: Final = 1
-
-SCHEMA: Final = MetaData()
-
-# SQLite makes ids of its own only for a column that is an INTEGER (and nothing else) PRIMARY KEY.
-_ID: Final = BigInteger().with_variant(Integer(), "sqlite")
-
-META: Final = Table("meta", SCHEMA, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
 
 HUBS: Final = Table(
     "hubs",
     SCHEMA,
-    Column("hub_no", _ID, primary_key=True),
-    Column("site", Text, nullable=False),
-    Column("hub", Text, nullable=False),
+    numbered("hub_no"),
+    Column("site", TEXT, nullable=False),
+    Column("hub", TEXT, nullable=False),
     Column("online", SmallInteger),
-    Column("epoch", Text),
+    Column("epoch", TEXT),
     Column("session", BigInteger),
-    Column("via", Text),
-    Column("mode", Text),
-    Column("version", Text),
-    Column("reason", Text),
+    Column("via", TEXT),
+    Column("mode", TEXT),
+    Column("version", TEXT),
+    Column("reason", TEXT),
     Column("state_ts", BigInteger),
     Column("last_seen_ms", BigInteger),
     UniqueConstraint("site", "hub"),
+    postgresql_with=ROOM_TO_UPDATE,
 )
 """Every hub that was ever heard of, with what it last said of itself; times are Unix ms, `_ms` by the cloud's clock."""
 
 CONNECTORS: Final = Table(
     "connectors",
     SCHEMA,
-    Column("site", Text, primary_key=True),
-    Column("connector", Text, primary_key=True),
+    Column("site", TEXT, primary_key=True),
+    Column("connector", TEXT, primary_key=True),
     Column("online", SmallInteger, nullable=False),
     Column("session", BigInteger, nullable=False),
-    Column("upstream", Text),
+    Column("upstream", TEXT),
     Column("since_ts", BigInteger),
-    Column("reason", Text),
+    Column("reason", TEXT),
     Column("state_ts", BigInteger),
     Column("last_seen_ms", BigInteger, nullable=False),
 )
@@ -87,9 +86,9 @@ CONNECTORS: Final = Table(
 STREAMS: Final = Table(
     "streams",
     SCHEMA,
-    Column("stream_no", _ID, primary_key=True),
-    Column("hub_no", _ID, nullable=False),
-    Column("epoch", Text, nullable=False),
+    numbered("stream_no"),
+    Column("hub_no", ID, nullable=False),
+    Column("epoch", TEXT, nullable=False),
     Column("messages", BigInteger, nullable=False, server_default=text("0")),
     Column("points", BigInteger, nullable=False, server_default=text("0")),
     Column("pruned_messages", BigInteger, nullable=False, server_default=text("0")),
@@ -98,26 +97,28 @@ STREAMS: Final = Table(
     Column("refused", BigInteger, nullable=False, server_default=text("0")),
     Column("last_received_ms", BigInteger, nullable=False, server_default=text("0")),
     UniqueConstraint("hub_no", "epoch"),
+    postgresql_with=ROOM_TO_UPDATE,
 )
 """Sums of everything ever stored; `pruned_…` is how much of it the retention has deleted again."""
 
 COVERAGE: Final = Table(
     "coverage",
     SCHEMA,
-    Column("stream_no", _ID, primary_key=True),
+    Column("stream_no", ID, primary_key=True),
     Column("first_seq", BigInteger, primary_key=True),
     Column("last_seq", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+    postgresql_with=ROOM_TO_UPDATE,
 )
 """The seqs ever stored, as intervals that don't touch. Never pruned: a late replay is refused for ever."""
 
 MESSAGES: Final = Table(
     "messages",
     SCHEMA,
-    Column("message_no", _ID, primary_key=True),
-    Column("stream_no", _ID, nullable=False),
+    numbered("message_no"),
+    Column("stream_no", ID, nullable=False),
     Column("seq", BigInteger, nullable=False),
-    Column("kind", Text, nullable=False),
+    Column("kind", TEXT, nullable=False),
     Column("sent_ms", BigInteger, nullable=False),
     Column("received_ms", BigInteger, nullable=False),
     Column("points", Integer, nullable=False),
@@ -141,14 +142,15 @@ Index(
 SENSORS: Final = Table(
     "sensors",
     SCHEMA,
-    Column("sensor_no", _ID, primary_key=True),
-    Column("hub_no", _ID, nullable=False),
-    Column("sensor", Text, nullable=False),
+    numbered("sensor_no"),
+    Column("hub_no", ID, nullable=False),
+    Column("sensor", TEXT, nullable=False),
     Column("ts", BigInteger, nullable=False),
     Column("seq", BigInteger, nullable=False),
-    Column("value", Text, nullable=False),
+    Column("value", TEXT, nullable=False),
     Column("readings", BigInteger, nullable=False),
     UniqueConstraint("hub_no", "sensor"),
+    postgresql_with=ROOM_TO_UPDATE,
 )
 """The newest value (JSON) of each sensor by the hub's clock, and how many of its readings were ever stored."""
 
@@ -158,12 +160,13 @@ def _rollup_table(name: str) -> Table:
         name,
         SCHEMA,
         Column("bucket", BigInteger, primary_key=True),
-        Column("sensor_no", _ID, primary_key=True),
+        Column("sensor_no", ID, primary_key=True),
         Column("count", BigInteger, nullable=False),
         Column("min", Double, nullable=False),
         Column("max", Double, nullable=False),
         Column("sum", Double, nullable=False),
         sqlite_with_rowid=False,
+        postgresql_with=SOME_ROOM_TO_UPDATE,
     )
 
 
@@ -175,7 +178,7 @@ ROLLUP_1H: Final = _rollup_table("rollup_1h")
 GAPS: Final = Table(
     "gaps",
     SCHEMA,
-    Column("stream_no", _ID, primary_key=True),
+    Column("stream_no", ID, primary_key=True),
     Column("seq", BigInteger, primary_key=True),
     Column("position", Integer, primary_key=True),
     Column("from_seq", BigInteger),
@@ -183,7 +186,7 @@ GAPS: Final = Table(
     Column("points", BigInteger),
     Column("first_ts", BigInteger),
     Column("last_ts", BigInteger),
-    Column("reason", Text),
+    Column("reason", TEXT),
     sqlite_with_rowid=False,
 )
 """What hubs said they had to drop; `seq` and `position` are those of the record."""
@@ -191,10 +194,10 @@ GAPS: Final = Table(
 QUARANTINE: Final = Table(
     "quarantine",
     SCHEMA,
-    Column("refused_no", _ID, primary_key=True),
+    numbered("refused_no"),
     Column("received_ms", BigInteger, nullable=False),
-    Column("topic", Text, nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("topic", TEXT, nullable=False),
+    Column("reason", TEXT, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     sqlite_autoincrement=True,
@@ -206,7 +209,8 @@ def database_file(url: str) -> Path:
     """Return the file of a `sqlite:///` URL. Raises SettingsError for any other database."""
     found = re.fullmatch(r"sqlite(?:\+[a-z0-9]+)?:///(?![:]|file:)([^?]+)", url)
     if not found:
-        raise SettingsError("must be sqlite:///FILE, the only database so far", key="cloud.database", value=url)
+        shown = re.sub("://[^/]*@", "://…@", url)  # There may be a password in it.
+        raise SettingsError("must be sqlite:///FILE here", key="cloud.database", value=shown)
     return Path(found[1])
 
 
@@ -256,41 +260,33 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN")
 
 
-def prepare(connection: Connection, file: Path, fleet: str) -> None:
-    """Create the tables in an empty database or an older one, or check that this one is ours. Raises SettingsError if not."""
-    from cloud import fleet_schema  # It adds its tables to SCHEMA, and needs SCHEMA for that.
+def prepare(connection: Connection, place: Path | str, fleet: str) -> None:
+    """Create the tables in an empty database, bring an older SQLite file up to date, or check that this one is ours.
 
-    assert fleet_schema.PRESENCE.metadata is SCHEMA
-    found = written_by(connection, file, oldest=_GROWS_FROM)
-    if found is not None and found == fleet:
-        SCHEMA.create_all(connection)
-        if "skew_ms" not in {row.name for row in connection.execute(text("PRAGMA table_info(messages)"))}:
-            connection.execute(text("ALTER TABLE messages ADD COLUMN skew_ms BIGINT"))
-        connection.execute(update(META).where(META.c.name == "schema_version").values(value=str(SCHEMA_VERSION)))
-    elif found is None:
-        SCHEMA.create_all(connection)
-        rows = [{"name": "schema_version", "value": str(SCHEMA_VERSION)}, {"name": "fleet", "value": fleet}]
-        connection.execute(insert(META), rows)
-    elif found != fleet:
-        raise SettingsError(f"holds the fleet {found}, not {fleet}: give every fleet its own database", file=file)
+    In a transaction of the caller's; several may do it at once. `place` is how messages call the database. Raises
+    SettingsError if it is not ours or not this fleet's, and for an older PostgreSQL: `hubline cloud migrate` is for that.
+    """
+    in_files = connection.dialect.name == "sqlite"
+    if not in_files:
+        lock_schema(connection)
+    found = found_in(connection, place)
+    if found is None:
+        make_newest(connection, fleet)
+        return
+    found.must_be(fleet)
+    if found.version < SCHEMA_VERSION and in_files:
+        while found.version < SCHEMA_VERSION:
+            found = step(connection, found)
+    found.must_be_newest()
 
 
-def written_by(connection: Connection, file: Path, *, oldest: int = SCHEMA_VERSION) -> str | None:
-    """Return the fleet whose database this is, or None if it is empty. Raises SettingsError if it isn't one of ours."""
-    tables = select(func.count()).select_from(text("sqlite_master"))
-    if connection.scalar(tables) == 0:
+def written_by(connection: Connection, place: Path | str) -> str | None:
+    """Return the fleet whose database this is, or None if it is empty. Raises SettingsError if this Hubline can't read it."""
+    found = found_in(connection, place)
+    if found is None:
         return None
-    meta: dict[str, Any]
-    try:
-        meta = {row.name: row.value for row in connection.execute(select(META))}
-        version, fleet = int(meta["schema_version"]), str(meta["fleet"])
-    except (DBAPIError, KeyError, ValueError) as exc:
-        raise SettingsError("is a database, but not one of Hubline's cloud", file=file) from exc
-    if not oldest <= version <= SCHEMA_VERSION:
-        age = "a newer" if version > SCHEMA_VERSION else "an older"
-        problem = f"was written by {age} Hubline: its schema is {version}, this one knows {SCHEMA_VERSION}"
-        raise SettingsError(problem, file=file)
-    return fleet
+    found.must_be_newest()
+    return found.fleet
 
 
 def storage_error(file: Path, exc: DBAPIError | sqlite3.Error | OSError) -> StorageError | SettingsError:

@@ -1,25 +1,26 @@
-"""The cloud service: a session with the cloud broker, the ingest machine, and the database, wired together."""
+"""The cloud service, whole or one part of it: what comes in, the ingest machine, the database and operations, wired together.
+
+A worker (`--only ingest`) stores and acknowledges; any number may do that. All the rest is done by the one active process of
+`--only operations`, which learns from the database what the workers have committed. Without `--only`, one process does it all.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import Coroutine
+from contextlib import ExitStack
 from random import SystemRandom
 from typing import Final
 
-from broker import client
-from broker.backoff import Backoff
-from broker.client import Session, SessionOptions
 from broker.clock import unix_ms
 from broker.messages import encode
 from broker.process import StatusFile
-from broker.runner import Runner, monotonic_s
-from broker.tls import client_context
-from broker.topics import connector_filter, hub_filter
+from broker.runner import Runner
 from cloud.api_server import ApiServer
-from cloud.batch import Batch
-from cloud.database import Database
+from cloud.batch import Batch, NewestValue
+from cloud.database import Database, open_database
+from cloud.following import Following
 from cloud.ingest import (
     Acknowledge,
     Arrived,
@@ -27,94 +28,154 @@ from cloud.ingest import (
     Connected,
     Disconnected,
     Event,
+    GiveBack,
     Heard,
     Ingest,
     NewestRead,
     PublishLast,
+    Settle,
     Stopping,
     Store,
     Stored,
     StoreFailed,
 )
+from cloud.intake import Intake, Part, check, rest_intake, up_intake, whole_intakes
+from cloud.intake_mqtt import MqttIntake
+from cloud.notices import announcements
 from cloud.operations import Operations
-from cloud.schema import database_file
 from cloud.service_desk import ServiceDesk
+from cloud.standby import Lead
+from cloud.status_slot import status_slot
 from cloud.tokens import Tokens, first_tokens
 from cloud.verification import verify_connections
 from config import limits, log
 from config.errors import SettingsError
-from config.principal import CLOUD_SITE, server_name
 from config.settings import CloudSettings
 
 _log: Final = log.get(__name__)
-
-UP_QOS: Final = 0
-"""What hubs send is repeated until it is acknowledged end to end: another acknowledgement on this hop would only cost."""
-
-STATE_QOS: Final = 1
 
 
 class Service:
     """The cloud service in the running event loop. Raises SettingsError for what a person must mend before it can run."""
 
-    def __init__(self, settings: CloudSettings):
+    def __init__(self, settings: CloudSettings, only: Part | None = None):
         self.settings: Final = settings
-        identity, data_dir = settings.identity, settings.cloud.data_dir
-        try:
-            data_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            problem = f"can't be made: {exc.strerror}"
-            raise SettingsError(problem, key="cloud.data_dir", value=str(data_dir)) from exc
-        self._server_name: Final = server_name(identity.fleet, CLOUD_SITE)
-        client_context(identity, self._server_name)  # Whoever starts with unusable files is told so at once.
-        self._database: Final = Database(database_file(settings.cloud.database), identity.fleet)
-        self._ingest: Final = Ingest(identity.fleet, SystemRandom())
+        self._only: Final = only
+        identity, url = settings.identity, settings.cloud.database
+        check(settings, only)
+        self._prepare_folder()
+        worker = only == "ingest"
+        self._database: Final[Database] = open_database(url, identity.fleet, announce=announcements if worker else None)
+        self._ingest: Final = Ingest(identity.fleet, SystemRandom(), tells_newest=not worker)
         self._runner: Final[Runner[Event, Command]] = Runner(self._ingest, self._execute)
-        self._status: Final = StatusFile(data_dir / "status.json", self._describe, in_thread=True)
-        self._operations: Final = Operations(settings, self._database, self._publish)
-        self._desk: Final = ServiceDesk(self._operations, self._database, self._describe)
+        self._up, self._rest = self._make_intakes()
+        self._operations: Final = None if worker else Operations(settings, self._database, self._publish)
+        self._desk: Final = (
+            None
+            if self._operations is None
+            else ServiceDesk(self._operations, self._database, lambda: self._describe())
+        )
+        self._lead: Final = Lead(url, identity.fleet) if only == "operations" else None
+        self._following: Final = (
+            Following(url, self._database, self._operations.told, self._tell_newest)
+            if only == "operations" and self._operations is not None
+            else None
+        )
+        self._status: StatusFile | None = None
         self._api: ApiServer | None = None
         self._idle: Final = asyncio.Event()
-        self._session: Session | None = None
-        self._opened_at: float | None = None
-        self._failures = 0
-        self._reason: str | None = None
-        self._dropped = 0
         self._stopping = False
         self._tasks: asyncio.TaskGroup | None = None
         self._running: Final[set[asyncio.Task[None]]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Store and acknowledge until `stop` is set; then commit what has come, acknowledge it, and disconnect."""
+        """Do the part until `stop` is set; then commit what has come, acknowledge it, and disconnect.
+
+        Raises StorageError when another process may be the active one: this one has stopped acting then.
+        """
+        with ExitStack() as held:
+            name = held.enter_context(status_slot(self.settings.cloud.data_dir, self._only))
+            self._status = StatusFile(self.settings.cloud.data_dir / name, lambda: self._describe(), in_thread=True)
+            if self._lead is None:
+                await self._run(stop, self._status)
+            else:
+                await self._run_in_turn(stop, self._status, self._lead)
+
+    async def _run_in_turn(self, stop: asyncio.Event, status: StatusFile, lead: Lead) -> None:
+        """Stand by until no other process is active, then be it until the lock is lost."""
+        stopped = asyncio.create_task(stop.wait())
+        showing = asyncio.create_task(status.keep())
+        winning = asyncio.create_task(lead.win())
+        try:
+            await asyncio.wait([stopped, winning], return_when=asyncio.FIRST_COMPLETED)
+            if not winning.done():
+                return
+            winning.result()
+            showing.cancel()
+            keeping = asyncio.create_task(lead.keep())
+            acting = asyncio.create_task(self._run(stop, status))
+            await asyncio.wait([keeping, acting], return_when=asyncio.FIRST_COMPLETED)
+            if not acting.done():
+                _log.error("lead_lost", consequence="this process ends; started again, it stands by")
+                acting.cancel()
+                await asyncio.wait([acting])
+                if not acting.cancelled():
+                    acting.result()
+                keeping.result()
+            keeping.cancel()
+            acting.result()
+        finally:
+            for task in (stopped, showing, winning):
+                task.cancel()
+            await asyncio.gather(stopped, showing, winning, return_exceptions=True)
+            await lead.close()
+            if not self._stopping:
+                await self._database.close()
+            status.write()
+
+    async def _run(self, stop: asyncio.Event, status: StatusFile) -> None:
+        intakes: list[Intake] = list(dict.fromkeys(each for each in (self._rest, self._up) if each is not None))
         try:
             await self._database.open()
-            if self.settings.api.enabled:
+            if self._operations is not None and self.settings.api.enabled:
                 self._api = self._make_api()
-            _log.info("cloud_started", cloud=self.settings.identity.name, messages=self._database.totals.messages)
+            _log.info("cloud_started", cloud=self.settings.identity.name, only=self._only, messages=self._stored)
+            if self._only == "ingest" and self.settings.cloud.intake == "mqtt":
+                _log.warning("intake_not_shared", consequence="every further worker would only repeat this one's work")
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                for work in (self._operations.run(), self._connect(), self._prune(), self._status.keep()):
-                    self._start(work)
-                if self._api is not None:
-                    self._start(self._api.run())
-                if (every_h := self.settings.presence.verify_h) > 0:
-                    self._start(verify_connections(self._operations, self._desk, every_h))
+                for intake in intakes:
+                    self._start(intake.run())
+                self._start(status.keep())
+                self._start_operations()
                 await stop.wait()
                 if self._api is not None:
                     self._api.close()
                 await self._drain()
-                await self._operations.close()
+                if self._operations is not None:
+                    await self._operations.close()
                 for task in list(self._running):
                     task.cancel()
         finally:
             self._stopping = True
             self._runner.close()
             await self._database.close()
-            if self._session is not None:
-                await self._session.close()
-            self._opened_at = None
-            self._status.write()
-        _log.info("cloud_stopped", cloud=self.settings.identity.name, messages=self._database.totals.messages)
+            for intake in intakes:
+                await intake.close()
+            status.write()
+        _log.info("cloud_stopped", cloud=self.settings.identity.name, only=self._only, messages=self._stored)
+
+    def _start_operations(self) -> None:
+        if self._operations is None or self._desk is None:
+            return
+        for work in (self._operations.run(), self._prune()):
+            self._start(work)
+        if self._following is not None:
+            self._start(self._following.run())
+        if self._api is not None:
+            self._start(self._api.run())
+        if (every_h := self.settings.presence.verify_h) > 0:
+            self._start(verify_connections(self._operations, self._desk, every_h))
 
     async def _drain(self) -> None:
         self._runner.feed(Stopping())
@@ -131,11 +192,23 @@ class Service:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
+    def _prepare_folder(self) -> None:
+        folder = self.settings.cloud.data_dir
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            problem = f"can't be made: {exc.strerror}"
+            raise SettingsError(problem, key="cloud.data_dir", value=str(folder)) from exc
+
     # --- The database -----------------------------------------------------------------------------------------------
+
+    @property
+    def _stored(self) -> int:
+        return self._database.totals.messages
 
     async def _commit(self, batch: Batch) -> None:
         outcome = await self._database.commit(batch)
-        if outcome is not None:
+        if outcome is not None and self._operations is not None:
             self._operations.committed(batch, outcome)
         self._runner.feed(StoreFailed() if outcome is None else Stored(outcome))
         if self._ingest.idle:
@@ -155,103 +228,85 @@ class Service:
             case Store(batch):
                 self._start(self._commit(batch))
             case Acknowledge(topic, ack):
-                self._publish(topic, encode(ack), 0, False)
+                (self._up or self._rest).publish(topic, encode(ack), 0, False)  # type: ignore[union-attr]
             case PublishLast(topic, last):
                 self._publish(topic, encode(last), 0, True)
             case Heard():
-                self._operations.heard(command)
+                if self._operations is not None:
+                    self._operations.heard(command)
+            case Settle(receipts):
+                assert self._up is not None
+                self._up.settle(receipts)
+            case GiveBack(receipts):
+                assert self._up is not None
+                self._up.give_back(receipts)
 
     # --- The API ----------------------------------------------------------------------------------------------------
 
     def _make_api(self) -> ApiServer:
         from cloud.api import create_app  # FastAPI takes a while, and memory: only where it is wanted.
 
+        assert self._desk is not None
         tokens = Tokens(first_tokens(self.settings.api.tokens))
         return ApiServer(create_app(self._desk, tokens, self.settings), self.settings.api)
 
-    # --- The broker -------------------------------------------------------------------------------------------------
+    # --- What comes in ----------------------------------------------------------------------------------------------
 
-    async def _connect(self) -> None:
-        """Keep a session with the cloud broker, for ever."""
-        backoff = Backoff(SystemRandom())
-        while True:
-            reason = await self._one_session()
-            now = monotonic_s()
-            backoff.lived(0.0 if self._opened_at is None else now - self._opened_at)
-            self._opened_at = None
-            self._failures += 1
-            write = _log.debug if reason == self._reason else _log.warning  # Another reason is news.
-            self._reason = reason
-            write("broker_unreachable", endpoint=self.settings.cloud.broker, reason=reason, failures=self._failures)
-            self._runner.feed(Disconnected())
-            self._operations.disconnected()
-            self._status.changed()
-            await asyncio.sleep(backoff.next_s())
+    def _make_intakes(self) -> tuple[Intake | None, MqttIntake | None]:
+        match self._only:
+            case "ingest":
+                return up_intake(self.settings, self._on_intake), None
+            case "operations":
+                return None, rest_intake(self.settings, self._on_intake)
+            case None:
+                return whole_intakes(self.settings, self._on_intake)
 
-    async def _one_session(self) -> str:
-        """Open a session and return why it has ended."""
-        identity = self.settings.identity
-        try:
-            tls = client_context(identity, self._server_name)
-        except SettingsError as exc:
-            return str(exc)
-        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        options = SessionOptions(self.settings.cloud.broker, identity.name, tls)
-        self._session = Session(options, lambda event: self._on_session(event, ended))
-        self._session.open()
-        reason = await ended
-        self._dropped += self._session.dropped
-        self._session = None
-        return reason
-
-    def _on_session(self, event: client.SessionEvent, ended: asyncio.Future[str]) -> None:
+    def _on_intake(self, event: Arrived | Connected | Disconnected) -> None:
+        self._runner.feed(event)
         match event:
-            case client.Received(topic, payload, retained):
-                self._runner.feed(Arrived(topic, payload, unix_ms(), retained))
-            case client.Opened():
-                self._on_opened()
-            case client.Refused(reason) | client.Lost(reason, _):
-                if not ended.done():
-                    ended.set_result(reason)
-            case client.Closed():
-                pass  # Only when we stop.
+            case Connected():
+                if self._operations is not None:
+                    self._operations.connected()
+                if self._only is None and not self._stopping:  # A broker that was restarted has forgotten them.
+                    self._start(self._database.newest(self._tell_newest_again))
+                elif self._following is not None:
+                    self._following.tell_all()
+                self._changed()
+            case Disconnected():
+                if self._operations is not None:
+                    self._operations.disconnected()
+                self._changed()
+            case Arrived():
+                pass
 
-    def _on_opened(self) -> None:
-        assert self._session is not None
-        _log.info("broker_connected", endpoint=self.settings.cloud.broker, failures=self._failures)
-        self._opened_at, self._failures, self._reason = monotonic_s(), 0, None
-        fleet = self.settings.identity.fleet
-        self._session.subscribe(
-            [
-                (hub_filter(fleet, "+", "+", "up"), UP_QOS),
-                (hub_filter(fleet, "+", "+", "heartbeat"), STATE_QOS),
-                (hub_filter(fleet, "+", "+", "poll"), STATE_QOS),
-                (hub_filter(fleet, "+", "+", "state"), STATE_QOS),
-                (connector_filter(fleet, "+"), STATE_QOS),
-            ]
-        )
-        self._runner.feed(Connected())
-        self._operations.connected()
-        if not self._stopping:  # A broker that was restarted has forgotten its retained messages.
-            self._start(self._database.newest(lambda page: self._runner.feed(NewestRead(page))))
-        self._status.changed()
+    def _tell_newest(self, page: tuple[NewestValue, ...]) -> None:
+        self._runner.feed(NewestRead(page, fresh=True))
+
+    def _tell_newest_again(self, page: tuple[NewestValue, ...]) -> None:
+        self._runner.feed(NewestRead(page))
 
     def _publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> None:
-        if self._session is not None:
-            self._session.publish(topic, payload, qos=qos, retain=retain)
+        if self._rest is not None:
+            self._rest.publish(topic, payload, qos, retain)
 
     # --- Status -----------------------------------------------------------------------------------------------------
 
+    def _changed(self) -> None:
+        if self._status is not None:
+            self._status.changed()
+
     def _describe(self) -> dict[str, object]:
         totals, counts = self._database.totals, self._ingest.counts
+        intakes = dict.fromkeys(each for each in (self._up, self._rest) if each is not None)
         return {
             "role": "cloud",
             "cloud": self.settings.identity.name,
             "fleet": self.settings.identity.fleet,
             "pid": os.getpid(),
             "ts": unix_ms(),
-            "broker": "down" if self._opened_at is None else "up",
-            "broker_failure": self._reason,
+            **self._describe_part(),
+            "broker": "up" if all(intake.open for intake in intakes) else "down",
+            "broker_failure": next((intake.reason for intake in intakes if intake.reason is not None), None),
             "storage": self._database.state,
             "stored_messages": totals.messages,
             "stored_points": totals.points,
@@ -259,6 +314,19 @@ class Service:
             "quarantined": totals.quarantined,
             "refused": counts.refused,
             "unknown_kinds": counts.unknown,
-            "dropped": counts.dropped + self._dropped + (self._session.dropped if self._session else 0),
+            "dropped": counts.dropped + sum(intake.dropped for intake in intakes),
             "waiting": self._ingest.waiting,
         }
+
+    def _describe_part(self) -> dict[str, object]:
+        """Return what only a part of a divided service tells."""
+        match self._only:
+            case None:
+                return {}
+            case "ingest":
+                return {"only": "ingest", "intake": self.settings.cloud.intake, "workers": self.settings.cloud.workers}
+            case "operations":
+                assert self._lead is not None
+                assert self._following is not None
+                state = "active" if self._lead.active else "standby"
+                return {"only": "operations", "state": state, "follows_workers": self._following.listening}

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from sqlalchemy import Connection, bindparam, select, update
-from sqlalchemy.dialects.sqlite import insert
 
 from broker.messages import ConnectorState, HubState
 from cloud.batch import ConnectorStateSeen, HubStateSeen
 from cloud.schema import CONNECTORS, HUBS
-from cloud.statements import Prepared
+from cloud.statements import Prepared, insert
 
 
 def hub_state_holds(known: tuple[str, int, bool] | None, state: HubState) -> bool:

@@ -1,7 +1,6 @@
 """The database: what `commit` has returned is on the disk, once, with coverage, newest values and rollups to match.
 
-The SQL of the cloud is in this module and its neighbours schema, statements, writing, sums, states, retention and
-queries, and nowhere else.
+The SQL of the cloud is in this module and its neighbours, those whose first line says so, and nowhere else.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from broker.runner import monotonic_s
 from cloud.batch import Batch, Outcome
 from cloud.payloads import PayloadCodec
+from cloud.readers import SqliteReader
 from cloud.retention import prune
 from cloud.schema import QUARANTINE, STREAMS, prepare, storage_error, writer_engine
 from cloud.writing import Writing
@@ -50,6 +50,14 @@ class Totals:
         )
 
 
+def totals_in(connection: Connection) -> Totals:
+    """Return the totals of a database."""
+    sums = (func.coalesce(func.sum(STREAMS.c[name]), 0) for name in ("messages", "points", "duplicates"))
+    messages, points, duplicates = map(int, connection.execute(select(*sums)).one())
+    quarantined = connection.scalar(select(func.max(QUARANTINE.c.refused_no))) or 0
+    return Totals(messages, points, duplicates, quarantined)
+
+
 class Store:
     """The write side, with one connection. To be used by one thread at a time; `hurry` may be called from any."""
 
@@ -65,11 +73,7 @@ class Store:
     def open(self) -> Totals:
         """Make the database ready. Raises SettingsError if a person must mend it, StorageError if that may pass."""
         with self._transaction() as connection:
-            messages, points, duplicates = connection.execute(
-                select(*(func.coalesce(func.sum(STREAMS.c[name]), 0) for name in ("messages", "points", "duplicates")))
-            ).one()
-            quarantined = connection.scalar(select(func.max(QUARANTINE.c.refused_no))) or 0
-        return Totals(messages, points, duplicates, quarantined)
+            return totals_in(connection)
 
     def commit(self, batch: Batch) -> Outcome:
         """Store a batch, durably and as a whole. Raises StorageError, and then nothing of it is stored.
@@ -88,6 +92,15 @@ class Store:
         """Delete some of what is too old and return how many rows; 0 when nothing is left to do. Raises StorageError."""
         with self._transaction() as connection:
             return prune(connection, retention, now_ms)
+
+    @property
+    def place(self) -> Path:
+        """Return the file."""
+        return self.file
+
+    def reader(self) -> SqliteReader:
+        """Return a read side of the same database."""
+        return SqliteReader(self.file)
 
     def hurry(self) -> None:
         """Wait for no lock any more: the process is about to end."""

@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import Final, TypeAlias
 
 import orjson
-from sqlalchemy import Connection, Table, bindparam, func, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, Table, bindparam, select, update
 
 from broker.messages import Last
 from cloud.batch import NewestValue
 from cloud.rollups import Rank, Rollup, SensorSummary
 from cloud.schema import ROLLUP_1H, ROLLUP_5MIN, SENSORS
-from cloud.statements import Prepared
+from cloud.statements import Prepared, greater, insert, lesser
 from config import limits
 
 RollupRow: TypeAlias = tuple[int, int, int, float, float, float]
 """bucket, sensor_no, count, min, max, sum; in the order of the table's key."""
 
-_NOTHING_YET: Final[Rank] = (-1, 0, "")
+Known: TypeAlias = dict[str, tuple[int, Rank, int]]
+"""Of the sensors of a hub, by name: sensor_no, the newest reading, and how many there were."""
+
+NOTHING_YET: Final[Rank] = (-1, 0, "")
 
 _SENSORS_OF_HUB: Final = Prepared(
     select(
@@ -54,8 +56,8 @@ def _add_rollup(table: Table) -> Prepared:
             index_elements=["bucket", "sensor_no"],
             set_={
                 "count": table.c.count + fresh.count,
-                "min": func.min(table.c.min, fresh.min),
-                "max": func.max(table.c.max, fresh.max),
+                "min": lesser(table.c.min, fresh.min),
+                "max": greater(table.c.max, fresh.max),
                 "sum": table.c.sum + fresh.sum,
             },
         ),
@@ -67,48 +69,66 @@ _ADD_5MIN: Final = _add_rollup(ROLLUP_5MIN)
 _ADD_1H: Final = _add_rollup(ROLLUP_1H)
 
 
-class SumsWriter:
-    """Collects what one transaction changes and writes it at its end."""
+class Sums:
+    """Collects what one transaction changes of sensors and rollups (pure)."""
 
-    def __init__(self, connection: Connection):
-        self._connection = connection
-        self._sensors: list[tuple[object, ...]] = []
-        self._five_minutes: list[RollupRow] = []
-        self._hours: list[RollupRow] = []
+    def __init__(self) -> None:
+        self.sensors: list[tuple[int, int, str, int, int]] = []
+        """ts, seq, value, how many more, sensor_no."""
+        self.five_minutes: list[RollupRow] = []
+        self.hours: list[RollupRow] = []
         self.newest: list[NewestValue] = []
 
-    def add(self, site: str, hub_id: str, hub_no: int, summaries: dict[str, SensorSummary]) -> None:
-        """Take what a batch says of one hub's sensors; a hub may come once per transaction."""
-        known = self._known(hub_no, summaries)
+    def add(self, site: str, hub_id: str, known: Known, summaries: dict[str, SensorSummary]) -> None:
+        """Take what a batch says of one hub's sensors, of which these are known; a hub may come once per transaction."""
         for name, summary in summaries.items():
             if name not in known:
                 continue  # One of a hub that makes up names without end.
             sensor_no, before, count = known[name]
             newest = max(before, summary.newest)
-            self._sensors.append((*newest, summary.count, sensor_no))
+            self.sensors.append((*newest, summary.count, sensor_no))
             if newest != before:
                 ts, _, value = newest
                 last = Last(ts, orjson.loads(value), count + summary.count)
                 self.newest.append(NewestValue(site, hub_id, name, last))
-            self._five_minutes += _rows(sensor_no, summary.buckets)
-            self._hours += _rows(sensor_no, summary.hours())
+            self.five_minutes += _rows(sensor_no, summary.buckets)
+            self.hours += _rows(sensor_no, summary.hours())
+
+
+def new_sensors(known: Known, summaries: dict[str, SensorSummary]) -> list[str]:
+    """Return the names that are to be made known: a hub has room for so many."""
+    missing = [name for name in summaries if name not in known]
+    return missing[: max(0, limits.SENSORS_PER_HUB_MAX - len(known))] if missing else []
+
+
+class SumsWriter:
+    """Collects what one transaction in SQLite changes and writes it at its end."""
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+        self._sums = Sums()
+
+    @property
+    def newest(self) -> list[NewestValue]:
+        """Return the newest values that have changed."""
+        return self._sums.newest
+
+    def add(self, site: str, hub_id: str, hub_no: int, summaries: dict[str, SensorSummary]) -> None:
+        """Take what a batch says of one hub's sensors; a hub may come once per transaction."""
+        known = self._read(hub_no)
+        missing = new_sensors(known, summaries)
+        if missing:
+            _ADD_SENSOR.run_many(self._connection, [(hub_no, name, *NOTHING_YET, 0) for name in missing])
+            known = self._read(hub_no)
+        self._sums.add(site, hub_id, known, summaries)
 
     def write(self) -> None:
         """Write everything that was added."""
-        _SET_SENSOR.run_many(self._connection, self._sensors)
-        _ADD_5MIN.run_many(self._connection, sorted(self._five_minutes))
-        _ADD_1H.run_many(self._connection, sorted(self._hours))
+        _SET_SENSOR.run_many(self._connection, self._sums.sensors)
+        _ADD_5MIN.run_many(self._connection, sorted(self._sums.five_minutes))
+        _ADD_1H.run_many(self._connection, sorted(self._sums.hours))
 
-    def _known(self, hub_no: int, summaries: dict[str, SensorSummary]) -> dict[str, tuple[int, Rank, int]]:
-        known = self._read(hub_no)
-        missing = [name for name in summaries if name not in known]
-        if missing:
-            room = max(0, limits.SENSORS_PER_HUB_MAX - len(known))
-            _ADD_SENSOR.run_many(self._connection, [(hub_no, name, *_NOTHING_YET, 0) for name in missing[:room]])
-            known = self._read(hub_no)
-        return known
-
-    def _read(self, hub_no: int) -> dict[str, tuple[int, Rank, int]]:
+    def _read(self, hub_no: int) -> Known:
         return {
             sensor: (sensor_no, (ts, seq, value), count)
             for sensor, sensor_no, ts, seq, value, count in _SENSORS_OF_HUB.rows(self._connection, hub_no)

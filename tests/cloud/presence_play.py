@@ -67,6 +67,7 @@ class Play:
             match command:
                 case Save(record):
                     assert not seen_publish, "durable first"
+                    assert record.status is not None, "nothing is kept of whom nothing is concluded"
                     self.saved[record.key] = record
                 case Log(entry):
                     assert not seen_publish, "durable first"

@@ -18,7 +18,7 @@ from broker.control import Results as ResultsBody
 from broker.messages import HubState
 from broker.topics import Topic
 from cloud.batch import Batch, HubStateSeen, Message, Stream
-from cloud.database import Database
+from cloud.database import Database, SqliteDatabase
 from cloud.desk import Change, UnknownError
 from cloud.ingest import Heard
 from cloud.lane import Lane
@@ -85,7 +85,7 @@ async def working(
     file, published = folder / "cloud.db", list[tuple[str, bytes]]()
     nothing = folder / "nothing.pem"
     settings = CloudSettings(Identity(FLEET, "-", "cloud", nothing, nothing, nothing), CloudProcess(roster=roster))
-    database = Database(file, FLEET)
+    database = SqliteDatabase(file, FLEET)
     await database.open()
     operations = Operations(
         settings, database, lambda topic, payload, *_: published.append((topic, payload)), patience_s
@@ -238,7 +238,7 @@ def test_saves_of_one_hub_wait_in_one_place_while_the_database_refuses(tmp_path:
 
 def test_a_lane_gives_up_what_is_only_told_before_what_must_be_kept(tmp_path: Path) -> None:
     async def story() -> None:
-        database = Database(tmp_path / "cloud.db", FLEET)
+        database = SqliteDatabase(tmp_path / "cloud.db", FLEET)
         lane, told = Lane(database), list[int]()
         for number in range(limits.LANE_MAX + 1):
             lane.then(lambda number=number: told.append(number))  # type: ignore[misc]
@@ -256,7 +256,7 @@ def test_a_lane_gives_up_what_is_only_told_before_what_must_be_kept(tmp_path: Pa
 
 def test_a_change_that_waits_is_replaced_in_its_place_and_deeds_follow_it(tmp_path: Path) -> None:
     async def story() -> None:
-        database = Database(tmp_path / "cloud.db", FLEET)
+        database = SqliteDatabase(tmp_path / "cloud.db", FLEET)
         await database.open()
         lane, done = Lane(database), list[str]()
         lane.change(lambda _: done.append("old"), name="hub")
@@ -359,7 +359,7 @@ def test_a_database_that_became_another_fleets_is_a_failure_that_may_pass(tmp_pa
     async def story() -> None:
         other = tmp_path / "other"
         other.mkdir()
-        foreign = Database(other / "cloud.db", "other-fleet")
+        foreign = SqliteDatabase(other / "cloud.db", "other-fleet")
         await foreign.open()
         await foreign.close()
         async with working(tmp_path) as place:

@@ -14,7 +14,7 @@ from broker.control import Heartbeat, Poll
 from broker.messages import ConnectorState, HubState
 from broker.topics import Topic
 from cloud.batch import Batch, ConnectorStateSeen, HubStateSeen, Outcome
-from cloud.database import Database
+from cloud.database import Database, SqliteDatabase
 from cloud.ingest import Heard
 from cloud.operations import Operations
 from cloud.service_desk import ServiceDesk
@@ -82,7 +82,7 @@ class Cloud:
 
 def play(folder: Path, scene: Callable[[Cloud], Awaitable[None]]) -> None:
     async def main() -> None:
-        database = Database(folder / "cloud.db", FLEET)
+        database = SqliteDatabase(folder / "cloud.db", FLEET)
         await database.open()
         this = Cloud(database, folder)
         running = asyncio.create_task(this.operations.run())

@@ -107,7 +107,11 @@ def fill(store: Store, hub_id: str) -> None:
         connection.execute(insert(SETTINGS_DOCUMENTS).values(content="{}", **document))
         for table in SCHEMA.sorted_tables:
             if "hub_no" in table.c and not connection.execute(select(table).where(table.c.hub_no == number)).first():
-                connection.execute(insert(table).values({column: some(column, number) for column in table.c}))
+                values = {column: some(column, number) for column in table.c}
+                said = {
+                    column: value for column, value in values.items() if value is not None
+                }  # Numbers give themselves.
+                connection.execute(insert(table).values(said))
 
     store.change(write)
 

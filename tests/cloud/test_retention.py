@@ -85,7 +85,7 @@ def test_what_was_pruned_is_not_missing_not_uncounted_and_not_let_in_again(store
     prune_all(store, T0 + 20 * DAY_MS)
     assert len(content_of(file).messages) == 1
     assert store.commit(Batch((message(one(1)),))).messages == 0
-    with Archive(file) as archive:
+    with Archive(store.reader()) as archive:
         [audit] = archive.audit(verify=True)
     assert (audit.missing, audit.points, audit.duplicates_refused, audit.damaged) == ([], 3, 1, None)
     assert content_of(file).newest[(SITE, "pc-1", "counter")][2] == 3

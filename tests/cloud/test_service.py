@@ -70,7 +70,7 @@ class World:
 
     def settings(self) -> CloudSettings:
         """Return the settings of the cloud service."""
-        process = CloudProcess(self.endpoint, f"sqlite:///{self.database}", self.folder / "data")
+        process = CloudProcess(self.endpoint, database=f"sqlite:///{self.database}", data_dir=self.folder / "data")
         return CloudSettings(self.files.identity("cloud", "cloud-1", CLOUD_SITE), process, api=Api(enabled=False))
 
     def status(self) -> dict[str, object]:
@@ -329,7 +329,7 @@ def test_service_says_what_it_can_not_run_with(world: World, change: dict[str, s
 
     async def story() -> None:
         settings = world.settings()
-        process = CloudProcess("127.0.0.1:1", change["database"], settings.cloud.data_dir)
+        process = CloudProcess("127.0.0.1:1", database=change["database"], data_dir=settings.cloud.data_dir)
         Service(CloudSettings(settings.identity, process))
 
     with pytest.raises(SettingsError, match=said):

@@ -1,0 +1,295 @@
+"""A private PostgreSQL server on loopback, and a fresh database for each test that asks for one.
+
+Import the fixtures by name into a test module: `from tests.postgres import postgres, postgres_server  # noqa: F401`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import psutil
+import pytest
+
+from config.demo_fleet import free_ports
+from tests.fleet import until
+
+T = TypeVar("T")
+
+USER: Final = "hubline"
+PASSWORD: Final = "p@ss:word/42"
+"""It must be escaped in a URL, and must never be seen in a log."""
+
+_QUIET: Final = {
+    # No process of the server's own comes or goes during a test: conftest counts them.
+    "autovacuum": "off",
+    "max_worker_processes": "0",
+    "max_parallel_workers": "0",
+    "max_logical_replication_workers": "0",
+    "jit": "off",
+    "max_connections": "60",
+    "shared_buffers": "64MB",
+    "listen_addresses": "127.0.0.1",
+    "log_min_messages": "warning",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "1GB",
+}
+
+
+def binaries() -> Path | None:
+    """Return the folder with PostgreSQL's server programs, or None if there are none."""
+    found = shutil.which("initdb")
+    places = [Path(found).resolve().parent] if found else []
+    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((place for place in places if (place / "postgres").exists() and (place / "initdb").exists()), None)
+
+
+def need_postgres() -> Path:
+    """Return the folder with the server programs; skip the test where there are none."""
+    found = binaries()
+    if found is None:
+        pytest.skip("PostgreSQL's server programs are not installed (Debian: apt install postgresql)")
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("PostgreSQL does not run as root, and there is no setpriv to make it somebody else's")
+    return found
+
+
+class Server:
+    """One server with its own folder and port. `hard`: every commit is synced to the disk, as in production."""
+
+    def __init__(self, *, hard: bool = False):
+        self._programs = need_postgres()
+        self._as_somebody = _as_postgres() if os.geteuid() == 0 else []
+        self.folder = Path(tempfile.mkdtemp(prefix="hubline-pg-"))
+        [self.port] = free_ports(1)
+        self._options = {**_QUIET, "fsync": "on" if hard else "off", "full_page_writes": "on" if hard else "off"}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.used: list[str] = []
+        """Databases with empty tables, from tests before."""
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, "postgres", "postgres")
+        subprocess.run(
+            [
+                *self._as_somebody,
+                *(self._programs / "initdb", "--pgdata", self.folder / "pg", "--username", "postgres"),
+                *("--auth-local", "trust", "--auth-host", "scram-sha-256", "--encoding", "UTF8", "--locale", "C"),
+                "--no-sync",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        self.start()
+        quoted = PASSWORD.replace("'", "''")
+        self.execute(f"CREATE ROLE {USER} LOGIN PASSWORD '{quoted}'")
+
+    def start(self) -> None:
+        """Start it, and wait until it answers. Also after `kill`: then it recovers from its log."""
+        assert self._process is None
+        options = [part for name, value in self._options.items() for part in ("-c", f"{name}={value}")]
+        with (self.folder / "log").open("ab") as out:
+            self._process = subprocess.Popen(
+                [
+                    *self._as_somebody,
+                    *(self._programs / "postgres", "-D", self.folder / "pg", "-k", self.folder),
+                    *("-p", str(self.port), *options),
+                ],
+                stdout=out,
+                stderr=out,
+            )
+        until("PostgreSQL answers", self._answers, 30)
+
+    def stop(self) -> None:
+        """End it in order, throwing its clients out (a fast shutdown)."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(2)
+            process.wait(30)
+
+    def kill(self) -> None:
+        """Kill -9 all of its processes at once, as a power cut would."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for each in family:
+            try:
+                each.kill()
+            except psutil.NoSuchProcess:
+                pass
+        process.wait(30)
+        psutil.wait_procs(family, 30)
+
+    def restart(self) -> None:
+        """Kill it if it runs, and start it again."""
+        self.kill()
+        self.start()
+
+    def close(self) -> None:
+        """End it and remove its folder."""
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def url(self, database: str) -> str:
+        """Return what `cloud.database` says of one of its databases."""
+        return f"postgresql+asyncpg://{USER}:p%40ss%3Aword%2F42@127.0.0.1:{self.port}/{database}"
+
+    def create(self, name: str, *, template: str = "template0") -> None:
+        """Create a database that belongs to USER; a template must have no client."""
+        self.execute(f'CREATE DATABASE "{name}" OWNER {USER} TEMPLATE "{template}"')
+
+    def drop(self, name: str) -> None:
+        """Remove a database, throwing its clients out."""
+        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def execute(self, sql: str, database: str = "postgres") -> None:
+        """Do something as the server's administrator. Not to be called in an event loop (but in a thread beside it)."""
+        asyncio.run(self._execute(sql, database))
+
+    def query(self, sql: str, *parameters: object, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Read rows as the administrator, with the driver alone; works in an event loop too, which it holds up."""
+        return _beside(lambda: asyncio.run(self._query(sql, parameters, database)))
+
+    async def _execute(self, sql: str, database: str) -> None:
+        connection = await self._connect(database)
+        try:
+            await connection.execute(sql)
+        finally:
+            await connection.close()
+
+    async def _query(self, sql: str, parameters: Sequence[object], database: str) -> list[tuple[Any, ...]]:
+        connection = await self._connect(database)
+        try:
+            return [tuple(row) for row in await connection.fetch(sql, *parameters)]
+        finally:
+            await connection.close()
+
+    async def _connect(self, database: str) -> Any:
+        import asyncpg
+
+        return await asyncpg.connect(
+            host=str(self.folder), port=self.port, user="postgres", database=database, timeout=10
+        )
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError((self.folder / "log").read_text())
+        ready: list[str | Path] = [self._programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(ready, check=False).returncode == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Postgres:
+    """A database of one test, empty at its begin."""
+
+    server: Server
+    name: str
+
+    @property
+    def url(self) -> str:
+        """Return what `cloud.database` says."""
+        return self.server.url(self.name)
+
+    def query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """Read rows with the driver alone; works in an event loop too, which it holds up."""
+        return self.server.query(sql, *parameters, database=self.name)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """One server for all tests of a run that only need a database; it syncs nothing. Don't kill it: make your own."""
+    server = Server()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def postgres(postgres_server: Server) -> Iterator[Postgres]:
+    """Return an empty database of this test's own."""
+    name = f"t{secrets.token_hex(6)}"
+    postgres_server.create(name)
+    try:
+        yield Postgres(postgres_server, name)
+    finally:
+        postgres_server.drop(name)
+
+
+@pytest.fixture(scope="session")
+def prepared_template(postgres_server: Server) -> str:
+    """Return the name of a database with the cloud's tables and nothing in them, to be copied."""
+    from cloud.postgres_store import PostgresStore
+    from tests.cloud.wire import FLEET
+
+    postgres_server.create("prepared")
+    store = PostgresStore(postgres_server.url("prepared"), FLEET)
+    store.open()
+    store.close()
+    return "prepared"
+
+
+@pytest.fixture
+def prepared_postgres(postgres_server: Server, prepared_template: str) -> Iterator[Postgres]:
+    """Return a database of this test's own with the cloud's tables, of the fleet tests.cloud.wire.FLEET."""
+    name = postgres_server.used.pop() if postgres_server.used else f"t{secrets.token_hex(6)}"
+    if not name.startswith("used_"):
+        name = f"used_{name}"
+        postgres_server.create(name, template=prepared_template)
+    try:
+        yield Postgres(postgres_server, name)
+    finally:
+        if _emptied(Postgres(postgres_server, name), Postgres(postgres_server, prepared_template)):
+            postgres_server.used.append(name)
+        else:
+            postgres_server.drop(name)
+
+
+_TABLES: Final = """
+SELECT string_agg(c.oid::regclass::text, ', ' ORDER BY c.oid::regclass::text) FROM pg_class c
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')"""
+
+
+def _emptied(database: Postgres, template: Postgres) -> bool:
+    """Empty the tables for the next test, which is four times as fast as a new database; False if they were changed."""
+    [(tables,)] = database.query(_TABLES)
+    clients = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1"
+    if [(tables,)] != template.query(_TABLES) or database.server.query(clients, database.name) != [(0,)]:
+        return False
+    emptied = ", ".join(table for table in tables.split(", ") if table not in ("meta", "alembic_version"))
+    database.server.execute(f"TRUNCATE {emptied} RESTART IDENTITY", database.name)
+    return True
+
+
+def _as_postgres() -> list[str]:
+    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig=KILL"]
+
+
+def _beside(work: Callable[[], T]) -> T:
+    """Do something in a thread of its own, since this one may have a running event loop."""
+    found: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as exc:
+            failed.append(exc)
+
+    thread = threading.Thread(target=run, name="postgres-judge")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return found[0]
