@@ -2,7 +2,7 @@
 # PYTHON=python3.12 chooses an interpreter, ARGS='…' replaces the arguments of demo, bench and soak and adds to those of test.
 
 SHELL := /bin/sh
-export PATH := $(PATH):/usr/sbin:/sbin
+export PATH := $(PATH):/usr/sbin:/sbin:$(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin)))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: demo test lint bench soak clean help system-packages
@@ -15,12 +15,13 @@ WORKERS := --numprocesses 2 --dist loadgroup
 SOAK_ARGS := -m soak --no-cov -p no:randomly
 
 # command:Debian package, of what some tests drive from outside
-SYSTEM := mosquitto:mosquitto gssdp-discover:gupnp-tools nft:nftables ip:iproute2 ethtool:ethtool tinyproxy:tinyproxy-bin
+SYSTEM := mosquitto:mosquitto gssdp-discover:gupnp-tools nft:nftables ip:iproute2 ethtool:ethtool tinyproxy:tinyproxy-bin \
+  initdb:postgresql cc:gcc
 
 help:  ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /make \1#/p' $(MAKEFILE_LIST) | awk -F'#' '{ printf "%-12s%s\n", $$1, $$2 }'
 
-demo: $(VENV)/.run  ## a whole fleet on this machine: live, then an outage and the way back, then an audit
+demo: $(if $(findstring nats,$(ARGS))$(findstring postgresql,$(ARGS)),$(VENV)/.engines,$(VENV)/.run)  ## a whole fleet on this machine: live, then an outage and the way back, then an audit
 	@$(BIN)/hubline demo $(or $(ARGS),--seconds 30 --script outage)
 
 test: lint system-packages  ## lint, then all tests with branch coverage
@@ -48,6 +49,12 @@ clean:  ## remove .venv and everything that can be made again
 $(VENV)/.run: setup.cfg pyproject.toml | $(VENV)/.ready
 	@if [ $(VENV)/.test -nt setup.cfg ] && [ $(VENV)/.test -nt pyproject.toml ]; then :; else \
 	  echo "Installing what hubline needs into $(VENV) …"; $(PIP) install --editable .; \
+	fi
+	@touch $@
+
+$(VENV)/.engines: setup.cfg pyproject.toml | $(VENV)/.ready
+	@if [ $(VENV)/.test -nt setup.cfg ] && [ $(VENV)/.test -nt pyproject.toml ]; then :; else \
+	  echo "Installing what hubline and its engines need into $(VENV) …"; $(PIP) install --editable '.[nats,postgresql]'; \
 	fi
 	@touch $@
 

@@ -1,103 +1,126 @@
-"""`python -m bench`: measure everything, show the tables, and write them into docs/performance.md."""
+"""`python -m bench`: measure everything, or some sections; show the tables, and write them into docs/performance.md."""
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeAlias
 
 import click
 from rich.console import Console
 
-from bench import failover, operations, operations_table, peer, reconnect, report, scenarios
-from bench.report import Grid
-from bench.rig import ROOT, Rig
-from bench.scenarios import FULL, QUICK, Plan, Results
+from bench import (
+    cluster,
+    discovery,
+    drain,
+    failover,
+    growth,
+    hub_use,
+    operations,
+    operations_table,
+    peer,
+    reconnect,
+    report,
+    scenarios,
+    sizes,
+)
+from bench.contest import Plan, Tell
+from bench.report import Found
+from bench.rig import ROOT
 from config.errors import HublineError
 
 DOCUMENT: Final = ROOT / "docs" / "performance.md"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-WIDTH: Final = 130
+WIDTH: Final = 150
 """Columns where there is no terminal."""
+ROUNDS: Final = 5
+SECONDS: Final = 10.0
+QUICK: Final = Plan(rounds=1, warm_s=1, seconds=4)
 
-
-_SECTIONS: Final[Mapping[str, Callable[[bool, scenarios.Tell], Grid]]] = {
-    "failover": lambda quick, _: failover.grid(failover.measure(rounds=1 if quick else 5)),
-    "reconnect": lambda quick, _: reconnect.grid(reconnect.measure(pairs=1 if quick else 5)),
-    "operations": lambda quick, tell: operations_table.grid(operations.measure(tell, quick=quick)),
+Section: TypeAlias = Callable[[Plan, Tell], Found]
+SECTIONS: Final[Mapping[str, Section]] = {
+    "brokers": scenarios.brokers,
+    "database": scenarios.database,
+    "steady": scenarios.steady,
+    "wan": scenarios.over_wan,
+    "drain": drain.drain,
+    "hub": hub_use.hub,
+    "ssdp": discovery.ssdp,
+    "failover": lambda plan, _: failover.found(failover.measure(rounds=plan.rounds)),
+    "reconnect": lambda plan, _: reconnect.found(reconnect.measure(pairs=plan.rounds)),
+    "hubs": growth.hubs,
+    "ingest": growth.ingest,
+    "sizes": sizes.sizes,
+    "operations": lambda plan, tell: Found([operations_table.grid(operations.measure(tell, quick=plan.is_quick))]),
+    "cluster": cluster.cluster,
 }
+BY_NAME_ONLY: Final = frozenset(("operations", "cluster"))
+"""What is not measured unless it is asked for: it takes long."""
 
 
 @click.command()
-@click.argument("only", type=click.Choice(list(_SECTIONS)), required=False)
-@click.option("--quick", is_flag=True, help="One short pair of each: less than two minutes, an indication only.")
+@click.argument("sections", type=click.Choice(list(SECTIONS)), nargs=-1)
+@click.option("--quick", is_flag=True, help="One short round of each: an indication only.")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="How often each takes its turn."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(1), default=SECONDS, show_default=True, help="How long a run is measured."
+)
 @click.option("--write/--no-write", default=True, show_default=True, help="Renew the tables of docs/performance.md.")
-def main(only: str | None, quick: bool, write: bool) -> None:
-    """Measure Hubline against Mosquitto bridged to Mosquitto, on loopback; or only one of the runs beside that."""
+def main(sections: tuple[str, ...], quick: bool, rounds: int, seconds: float, write: bool) -> None:
+    """Measure Hubline against Mosquitto bridged to Mosquitto: everything but the long runs, or only SECTIONS."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    plan = QUICK if quick else FULL
+    plan = QUICK if quick else Plan(rounds, 2, seconds)
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
     began = time.monotonic()
+
+    def tell(words: str) -> None:
+        console.print(f"[dim]{time.monotonic() - began:5.0f} s[/]  {words}")
+
+    failed = False
     try:
         peer.program()
-
-        def tell(words: str) -> None:
-            console.print(f"[dim]{time.monotonic() - began:5.0f} s[/]  {words}")
-
-        if only is None:
-            results = _measure(plan, tell)
-            for grid in report.grids(results):
-                _show(console, grid)
-            console.print(report.machine(plan).replace("**", ""))
+        machine = report.machine(plan.rounds, plan.seconds)
+        for name in sections or [name for name in SECTIONS if name not in BY_NAME_ONLY]:
+            began_section = time.monotonic()
+            try:
+                found = SECTIONS[name](plan, tell)
+            except (HublineError, OSError) as exc:
+                console.print(f"bench {name}: {exc}", style="red", markup=False)
+                failed = True
+                continue
+            _show(console, found)
+            tell(f"{name}: {time.monotonic() - began_section:.0f} s")
             if write:
-                report.write(DOCUMENT, results, plan)
-        for name, measure in _SECTIONS.items():
-            if only in (None, name):
-                measured = measure(quick, tell)
-                _show(console, measured)
-                if write:
-                    report.write_section(DOCUMENT, name, measured)
+                found.notes = "\n\n".join(part for part in (machine, found.notes) if part)
+                report.write(DOCUMENT, name, found)
         if write:
             console.print(f"Written into {DOCUMENT.relative_to(ROOT)}.")
     except (HublineError, OSError) as exc:
         console.print(f"bench: {exc}", style="red", markup=False)
-        sys.exit(1)
+        failed = True
     except KeyboardInterrupt:
-        console.print("Interrupted: nothing is written.")
+        console.print("Interrupted: this section is not written.")
         sys.exit(130)
+    sys.exit(1 if failed else 0)
 
 
-def _show(console: Console, grid: Grid) -> None:
-    console.print(f"\n[bold]{grid.title}[/]", *[grid.said] * bool(grid.said), sep="\n")
-    console.print(grid.on_terminal())
+def _show(console: Console, found: Found) -> None:
+    for grid in (*found.grids, *([report.goals_grid(found.goals)] if found.goals else [])):
+        console.print(f"\n[bold]{grid.title}[/]", *[grid.said] * bool(grid.said), sep="\n")
+        console.print(grid.on_terminal())
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # An impatient second Ctrl-C would leave processes behind.
     raise KeyboardInterrupt
-
-
-def _measure(plan: Plan, tell: scenarios.Tell) -> Results:
-    """Measure in a temporary folder; whatever happens, no process and no file is left."""
-    folder = Path(tempfile.mkdtemp(prefix="hubline-bench-"))
-    try:
-        rig = Rig(folder)
-        try:
-            return asyncio.run(scenarios.measure(rig, plan, tell))
-        finally:
-            for number in _SIGNALS:
-                signal.signal(number, signal.SIG_IGN)  # An impatient second Ctrl-C would leave processes behind.
-            rig.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Final
 
 import orjson
 
-from bench.load import CourierHub, Line, LoadHub, PlainHub, Readings, seq_of
+from bench.load import WINDOW, CourierHub, Line, LoadHub, PlainHub, Readings, seq_of
 from bench.rig import COUNTER, Rig, Side
 from broker.tls import client_context
 from broker.topics import Topic, hub_filter
@@ -20,6 +20,9 @@ from config.principal import CLOUD_SITE, server_name
 
 TICK_S: Final = 0.01
 UNLIMITED: Final = 10**9
+READY_S: Final = 30.0
+COMMIT_LINE_BYTES: Final = 1024 * 1024
+"""A row store's line about one commit of 500 messages is some 30 kB."""
 
 
 @dataclass(slots=True)
@@ -27,6 +30,12 @@ class Load:
     """The hubs of one run, connected. `rate` is in messages a second over all of them; None is as fast as it goes."""
 
     hubs: Sequence[LoadHub]
+    learning: list[asyncio.Task[None]] = field(default_factory=list)
+    """What tells the hubs how far their messages are; it must not end."""
+    patient: bool = False
+    """Nothing is given up: what piles up somewhere may still come."""
+    reconnects: bool = False
+    """Its hubs may lose their connections."""
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def start(self, rate: float | None) -> None:
@@ -41,6 +50,11 @@ class Load:
     @property
     def arrived(self) -> int:
         return sum(hub.arrived for hub in self.hubs)
+
+    @property
+    def offered(self) -> int:
+        """Return how many messages its hubs have been given to send."""
+        return sum(hub.offered for hub in self.hubs)
 
     @property
     def sent(self) -> int:
@@ -74,22 +88,22 @@ class Load:
         while True:
             await asyncio.sleep(0.5)
             for hub in self.hubs:
-                if hub.line.lost.done():
+                if hub.line.lost.done() and not self.reconnects:
                     raise ConnectionError(f"{hub.line.client_id} was disconnected")
-                if isinstance(hub, PlainHub):
+                if isinstance(hub, PlainHub) and not self.patient:
                     hub.write_off()
 
     def check(self) -> None:
         """Raise ConnectionError if a hub has lost its connection."""
-        for task in self._tasks:
+        for task in (*self._tasks, *self.learning):
             if task.done():
                 task.result()
 
 
 @asynccontextmanager
-async def counted(rig: Rig, side: Side, readings: Readings) -> AsyncIterator[Load]:
+async def counted(rig: Rig, side: Side, readings: Readings, window: int = WINDOW) -> AsyncIterator[Load]:
     """Connect hubs that publish with QoS 1, and a subscriber (QoS 1) at the cloud broker that counts what comes."""
-    hubs, by_topic = _plain_hubs(rig, readings)
+    hubs, by_topic = _plain_hubs(rig, readings, window)
     touched: set[PlainHub] = set()
 
     def count(topic: bytes, payload: bytes) -> None:
@@ -116,12 +130,13 @@ async def counted(rig: Rig, side: Side, readings: Readings) -> AsyncIterator[Loa
 
 
 @asynccontextmanager
-async def stored_as_rows(
-    rig: Rig, side: Side, readings: Readings, commits: asyncio.StreamReader
-) -> AsyncIterator[Load]:
+async def stored_as_rows(rig: Rig, side: Side, readings: Readings, window: int = WINDOW) -> AsyncIterator[Load]:
     """Connect hubs that publish with QoS 1, and learn from the row store what it has committed."""
-    hubs, _ = _plain_hubs(rig, readings)
+    hubs, _ = _plain_hubs(rig, readings, window)
     by_id = {hub.line.client_id: hub for hub in hubs}
+    commits = asyncio.StreamReader(limit=COMMIT_LINE_BYTES)
+    loop = asyncio.get_running_loop()
+    pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commits), rig.output("row store"))
 
     async def learn() -> None:
         while line := await commits.readline():
@@ -131,14 +146,18 @@ async def stored_as_rows(
             for hub in hubs:
                 hub.pump()
 
-    learning = asyncio.create_task(learn())
     try:
-        await _open_all(rig, side, hubs)
-        yield Load(hubs)
+        await asyncio.wait_for(commits.readline(), READY_S)  # It is ready.
+        learning = asyncio.create_task(learn())
+        try:
+            await _open_all(rig, side, hubs)
+            yield Load(hubs, [learning], patient=window == UNLIMITED)
+        finally:
+            learning.cancel()
+            _close_all(hubs)
+            await asyncio.sleep(0.1)
     finally:
-        learning.cancel()
-        _close_all(hubs)
-        await asyncio.sleep(0.1)
+        pipe.close()
 
 
 @asynccontextmanager
@@ -161,11 +180,11 @@ async def stored(rig: Rig, side: Side, readings: Readings) -> AsyncIterator[Load
         await asyncio.sleep(0.1)
 
 
-def _plain_hubs(rig: Rig, readings: Readings) -> tuple[list[PlainHub], dict[bytes, PlainHub]]:
+def _plain_hubs(rig: Rig, readings: Readings, window: int) -> tuple[list[PlainHub], dict[bytes, PlainHub]]:
     hubs, by_topic = list[PlainHub](), dict[bytes, PlainHub]()
     for name in rig.hubs:
         topic = str(Topic.up(FLEET, SITE, name, "readings"))
-        hub = PlainHub(Line(name), topic, readings, secrets.token_hex(8))
+        hub = PlainHub(Line(name), topic, readings, secrets.token_hex(8), window)
         hubs.append(hub)
         by_topic[topic.encode()] = hub
     return hubs, by_topic

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import psutil
+
+from bench.network import LOOPBACK, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +39,50 @@ class Usage:
 
 
 class Gauge:
-    """Reads the processes of one side. `bridge` is the pid of the one that is connected to the cloud broker's port."""
+    """Reads the processes of one side, each with its descendants. `bridge` names the one that crosses the WAN."""
 
-    def __init__(self, pids: Mapping[str, int], bridge: int, cloud_port: int):
+    def __init__(self, pids: Mapping[str, int], bridge: str, cloud_port: int, place: Place = LOOPBACK):
         self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
-        self._bridge, self._cloud_port = bridge, cloud_port
+        self._bridge, self._cloud_port, self._place = bridge, cloud_port, place
         self._own = psutil.Process()
 
     def usage(self) -> Usage:
         """Read the counters."""
-        cpu_s = {name: cpu_s_of(process) for name, process in self._processes.items()}
-        return Usage(cpu_s, cpu_s_of(self._own), wan_bytes(self._bridge, self._cloud_port))
+        cpu_s = {name: family_cpu_s(process) for name, process in self._processes.items()}
+        bridge = {process.pid for process in _family(self._processes[self._bridge])}
+        return Usage(cpu_s, cpu_s_of(self._own), wan_bytes(bridge, self._cloud_port, self._place))
 
     def memory(self) -> dict[str, Memory]:
         """Read the memory of each process."""
-        return {name: memory_of(process) for name, process in self._processes.items()}
+        return {name: family_memory(process) for name, process in self._processes.items()}
+
+
+def family_cpu_s(process: psutil.Process) -> float:
+    """Return the seconds of CPU that a process and its descendants have used, those that have ended included."""
+    total = 0.0
+    for each in _family(process):
+        try:
+            times = each.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def family_memory(process: psutil.Process) -> Memory:
+    """Read the memory of a process and its descendants; what they share counts in each of them."""
+    found = []
+    for each in _family(process):
+        try:
+            found.append(memory_of(each))
+        except psutil.NoSuchProcess:
+            continue
+    return Memory(sum(each.rss for each in found), sum(each.uss for each in found))
+
+
+def _family(process: psutil.Process) -> Iterator[psutil.Process]:
+    yield process
+    yield from process.children(recursive=True)
 
 
 def memory_of(process: psutil.Process) -> Memory:
@@ -60,15 +91,15 @@ def memory_of(process: psutil.Process) -> Memory:
     return Memory(full.rss, full.uss)
 
 
-def wan_bytes(pid: int, port: int) -> Wan | None:
-    """Return what a process has exchanged with a port, as the kernel counts it; None where `ss` can't tell."""
+def wan_bytes(pids: Collection[int], port: int, place: Place = LOOPBACK) -> Wan | None:
+    """Return what processes have exchanged with a port, as the kernel counts it; None where `ss` can't tell."""
     if shutil.which("ss") is None:
         return None
     command = ["ss", "-tinpHO", "state", "established", f"( dport = :{port} )"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(place.at_site(command), capture_output=True, text=True, check=False)
     for line in done.stdout.splitlines():
         up, down = re.search(r"\bbytes_acked:(\d+)", line), re.search(r"\bbytes_received:(\d+)", line)
-        if f"pid={pid}," in line and up and down:
+        if up and down and any(f"pid={pid}," in line for pid in pids):
             return Wan(int(up[1]), int(down[1]))
     return None
 

@@ -174,6 +174,7 @@ class LoadHub(Protocol):
 
     line: Line
     sent: int
+    offered: int
     arrived: int
     """Distinct messages known to be at the far end; for a real courier: committed by the database."""
 
@@ -194,12 +195,13 @@ class LoadHub(Protocol):
 class PlainHub:
     """Publishes with QoS 1 and does not repeat: a hub of a user who trusts the brokers. `arrive` is told by the far end."""
 
-    def __init__(self, line: Line, topic: str, readings: Readings, epoch: str):
+    def __init__(self, line: Line, topic: str, readings: Readings, epoch: str, window: int = WINDOW):
         self.line, self.sent, self.arrived = line, 0, 0
         self.lost = self.doubled = 0
+        self._window = window
         self._topic = len(topic).to_bytes(2, "big") + topic.encode()
         self._readings, self.epoch = readings, epoch
-        self._through = self._offered = 0
+        self._through = self.offered = 0
         self._moved_at = time.monotonic()
 
     @property
@@ -207,16 +209,16 @@ class PlainHub:
         return self.sent - self._through
 
     def offer(self, count: int) -> None:
-        self._offered += count
+        self.offered += count
         self._moved_at = time.monotonic()
         self.pump()
 
     def withhold(self) -> None:
-        self._offered = self.sent
+        self.offered = self.sent
 
     def pump(self) -> None:
         """Send what the window lets through."""
-        last = min(self._offered, self._through + WINDOW)
+        last = min(self.offered, self._through + self._window)
         if last > self.sent:
             body, now_ms = self._readings.body(), unix_ms()
             seqs = range(self.sent + 1, last + 1)
@@ -250,7 +252,7 @@ class CourierHub:
         self.sent_again = 0
         self._topic = len(topic).to_bytes(2, "big") + topic.encode()
         self._readings, self.epoch = readings, epoch
-        self._offered = 0
+        self.offered = 0
         self._runner: Runner[courier.Event, courier.Command] = Runner(Courier(epoch), self._execute)
         self._runner.feed(courier.PathOpened())
 
@@ -259,18 +261,26 @@ class CourierHub:
         return self.sent - self.arrived
 
     def offer(self, count: int) -> None:
-        first, self._offered = self._offered + 1, self._offered + count
-        self._runner.feed(courier.Appended(((first, self._offered),)))
+        first, self.offered = self.offered + 1, self.offered + count
+        self._runner.feed(courier.Appended(((first, self.offered),)))
 
     def withhold(self) -> None:
-        if self._offered > self.sent:
-            self._runner.feed(courier.Dropped(((self.sent + 1, self._offered),)))
-            self._offered = self.sent
+        if self.offered > self.sent:
+            self._runner.feed(courier.Dropped(((self.sent + 1, self.offered),)))
+            self.offered = self.sent
 
     def acknowledged(self, payload: bytes) -> None:
         """Take a `down/ack`."""
         ack = decode(payload, Ack)
         self._runner.feed(courier.Acknowledged(ack.epoch, tuple(ack.ranges)))
+
+    def open_path(self) -> None:
+        """Say that there is a session."""
+        self._runner.feed(courier.PathOpened())
+
+    def close_path(self) -> None:
+        """Say that there is none."""
+        self._runner.feed(courier.PathClosed())
 
     def close(self) -> None:
         """Set no timer any more."""

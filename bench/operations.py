@@ -27,8 +27,9 @@ from bench.rig import COUNTER, STORER, Rig
 from broker.tls import client_context
 from broker.topics import hub_filter
 from config import provision
-from config.demo_fleet import FLEET, HUBLINE, SITE, free_ports
+from config.demo_fleet import FLEET, HUBLINE, SITE
 from config.errors import HublineError
+from config.ports import free_ports
 from config.principal import CLOUD_SITE, server_name
 
 HUBS: Final = 1000
@@ -92,7 +93,7 @@ def measure(tell: Callable[[str], None], *, quick: bool) -> Operations:
         try:
             return _measured(rig, tell, window_s)
         finally:
-            rig.stop()
+            rig.close()
 
 
 def _measured(rig: Rig, tell: Callable[[str], None], window_s: float) -> Operations:

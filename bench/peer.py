@@ -7,12 +7,25 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench.network import Place
 from config.errors import SettingsError
 
 IN_FLIGHT: Final = 1000
+KEEP_ALIVE_S: Final = 20
+"""As our connector's: how soon the bridge notices that the WAN is out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """Who connects to the peer's brokers besides hubs: the bridge, readers, and our cloud service where it takes their place."""
+
+    connector: str
+    readers: tuple[str, ...]
+    service: str
 
 
 def program() -> str:
@@ -23,21 +36,25 @@ def program() -> str:
     return found
 
 
-def write_cloud(folder: Path, bundles: Path, fleet: str, connector: str, readers: list[str], port: int) -> Path:
+def write_cloud(place: Place, folder: Path, bundles: Path, fleet: str, members: Members, port: int) -> Path:
     """Write the settings of the broker in the cloud, and return the file."""
+    connector = members.connector
     rights = [f"user {connector}\ntopic write hl1/{fleet}/+/hub/+/up/+\ntopic read hl1/{fleet}/+/hub/+/down/+"]
-    rights += [f"user {reader}\ntopic read hl1/{fleet}/#" for reader in readers]
-    return _write(folder, bundles / "broker" / "cloud", port, rights, [])
+    rights += [f"user {reader}\ntopic read hl1/{fleet}/#" for reader in members.readers]
+    rights += [f"user {members.service}\ntopic readwrite hl1/{fleet}/#"]
+    return _write(place, folder, bundles / "broker" / "cloud", port, rights, [])
 
 
-def write_site(folder: Path, bundles: Path, fleet: str, site: str, connector: str, port: int, cloud_port: int) -> Path:
+def write_site(
+    place: Place, folder: Path, bundles: Path, fleet: str, site: str, members: Members, port: int, cloud_port: int
+) -> Path:
     """Write the settings of the site's broker and its bridge, and return the file."""
-    root, client = f"hl1/{fleet}/{site}/hub", bundles / "connector" / connector
+    root, client = f"hl1/{fleet}/{site}/hub", bundles / "connector" / members.connector
     rights = [f"pattern write {root}/%u/up/+\npattern write {root}/%u/state\npattern read {root}/%u/down/+"]
     bridge = [
         "connection cloud",
-        f"address 127.0.0.1:{cloud_port}",
-        f"remote_clientid {connector}",
+        f"address {place.cloud_from_site}:{cloud_port}",
+        f"remote_clientid {members.connector}",
         f"bridge_cafile {client / 'ca.pem'}",
         f"bridge_certfile {client / 'cert.pem'}",
         f"bridge_keyfile {client / 'key.pem'}",
@@ -45,11 +62,12 @@ def write_site(folder: Path, bundles: Path, fleet: str, site: str, connector: st
         f"topic {root}/+/down/+ in 1",
         "notifications false",
         "restart_timeout 1",
+        f"keepalive_interval {KEEP_ALIVE_S}",
     ]
-    return _write(folder, bundles / "broker" / connector, port, rights, bridge)
+    return _write(place, folder, bundles / "broker" / members.connector, port, rights, bridge)
 
 
-def _write(folder: Path, bundle: Path, port: int, rights: list[str], bridge: list[str]) -> Path:
+def _write(place: Place, folder: Path, bundle: Path, port: int, rights: list[str], bridge: list[str]) -> Path:
     folder.mkdir(parents=True)
     acl, file = folder / "acl", folder / "mosquitto.conf"
     acl.write_text("\n\n".join(rights) + "\n", "utf-8")
@@ -65,7 +83,7 @@ def _write(folder: Path, bundle: Path, port: int, rights: list[str], bridge: lis
         f"persistence_location {folder}/",
         f"acl_file {acl}",
         "allow_anonymous false",
-        f"listener {port} 127.0.0.1",
+        f"listener {port} {place.listen}",
         f"cafile {bundle / 'ca.pem'}",
         f"certfile {bundle / 'cert.pem'}",
         f"keyfile {bundle / 'key.pem'}",

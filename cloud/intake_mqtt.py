@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from random import SystemRandom
 from typing import Final
@@ -41,7 +42,7 @@ class MqttIntake:
     ):
         self.reason: str | None = None
         self._identity: Final = settings.identity
-        self._endpoint: Final = settings.cloud.broker
+        self._endpoints: Final = deque((settings.cloud.broker, *settings.cloud.other_brokers))
         self._filters: Final = list(filters)
         self._report: Final = report
         self._client_id: Final = client_id_of(self._identity.name, suffix)
@@ -74,7 +75,8 @@ class MqttIntake:
             self._failures += 1
             write = _log.debug if reason == self.reason else _log.warning  # Another reason is news.
             self.reason = reason
-            write("broker_unreachable", endpoint=self._endpoint, reason=reason, failures=self._failures)
+            write("broker_unreachable", endpoint=self._endpoints[0], reason=reason, failures=self._failures)
+            self._endpoints.rotate(-1)
             self._report(Disconnected())
             await asyncio.sleep(backoff.next_s())
 
@@ -104,7 +106,7 @@ class MqttIntake:
         except SettingsError as exc:
             return str(exc)
         ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        options = SessionOptions(self._endpoint, self._client_id, tls, mqtt5=self._mqtt5)
+        options = SessionOptions(self._endpoints[0], self._client_id, tls, mqtt5=self._mqtt5)
         self._session = Session(options, lambda event: self._on_session(event, ended))
         self._session.open()
         reason = await ended
@@ -126,7 +128,7 @@ class MqttIntake:
 
     def _on_opened(self) -> None:
         assert self._session is not None
-        _log.info("broker_connected", endpoint=self._endpoint, failures=self._failures)
+        _log.info("broker_connected", endpoint=self._endpoints[0], failures=self._failures)
         self._opened_at, self._failures, self.reason = monotonic_s(), 0, None
         self._session.subscribe(self._filters)
         self._report(Connected())

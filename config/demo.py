@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from config.demo_engines import Database, Engine
 from config.demo_fleet import CONNECTOR, SITE, DemoFleet, HubAudit, HubStatus
 
 SHOWN: Final = {
@@ -56,8 +57,24 @@ PLAIN_WIDTH: Final = 130
     help="Make the fleet here and keep it; without, a temporary folder that is removed.",
 )
 @click.option("--script", type=click.Choice(["outage"]), help="Then tell a story: the connector fails and comes back.")
+@click.option(
+    "--engine",
+    type=click.Choice(["amqtt", "mosquitto", "nats"]),
+    default="amqtt",
+    show_default=True,
+    help="Which brokers: our own, Mosquitto with its own bridge, or three nodes of NATS as the cloud broker.",
+)
+@click.option("--database", type=click.Choice(["sqlite", "postgresql"]), default="sqlite", show_default=True)
 @click.option("--outage-s", default=10, show_default=True, type=click.IntRange(3, 300), help="The outage that counts.")
-def demo(hubs: int, seconds: int, directory: Path | None, script: str | None, outage_s: int) -> None:
+def demo(
+    hubs: int,
+    seconds: int,
+    directory: Path | None,
+    script: str | None,
+    engine: Engine,
+    database: Database,
+    outage_s: int,
+) -> None:
     """Run cloud broker, cloud, site broker, connector and hubs on this machine, watch them, and audit them at the end.
 
     The exit status is 1 if a message was lost or stored twice.
@@ -69,10 +86,9 @@ def demo(hubs: int, seconds: int, directory: Path | None, script: str | None, ou
         if script == "outage":
             environ |= QUICK | {"HUBLINE_FAILOVER__OUTAGE_S": str(outage_s)}
             seconds = seconds or SCRIPT_SECONDS
-        fleet = DemoFleet(place, hubs, environ)
+        fleet = DemoFleet(place, hubs, environ, engine=engine, database=database)
         console.print(
-            f"One site, [bold]{SITE}[/]: {hubs} hubs → site broker → connector → cloud broker → cloud → database,"
-            " all over mutual TLS.\n"
+            f"{fleet.landscape.describe(SITE, hubs)}\n"
             f"Every role is a process of its own. Settings, certificates and logs are in {place}"
         )
         fleet.provision()
@@ -258,6 +274,7 @@ def _folder(directory: Path | None) -> Iterator[Path]:
         yield directory.absolute()
         return
     place = Path(tempfile.mkdtemp(prefix="hubline-demo-"))
+    place.chmod(0o711)  # PostgreSQL's user must get to its own folder; keys are their owner's alone.
     try:
         yield place
     finally:

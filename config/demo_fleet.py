@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import msgspec
 import orjson
 
 from config import limits, provision
+from config.demo_engines import Database, Engine, Landscape
 from config.errors import HublineError
 
 HUBLINE: Final = (sys.executable, "-c", "from config.cli import main; main()")
@@ -90,18 +90,31 @@ class Counts:
 class DemoFleet:
     """Provisions a fleet under `directory`, runs it, and reads what an administrator could read."""
 
-    def __init__(self, directory: Path, hubs: int, environ: Mapping[str, str]):
+    def __init__(
+        self,
+        directory: Path,
+        hubs: int,
+        environ: Mapping[str, str],
+        *,
+        engine: Engine = "amqtt",
+        database: Database = "sqlite",
+    ):
         self.directory = directory
         self.hubs = [f"hub-{number}" for number in range(1, hubs + 1)]
         self.processes: dict[str, Process] = {}
         self.counts: dict[str, Counts] = {hub_id: Counts() for hub_id in self.hubs}
         self._environ = {**os.environ, **environ}
         self._bundles = directory / "bundles"
-        self.cloud_port, self.site_port, self.api_port = free_ports(3)
+        self.landscape = Landscape(engine, database, self._bundles)
+        self.cloud_port, self.site_port = self.landscape.cloud_port, self.landscape.site_port
+        self.api_port = self.landscape.api_port
 
     def provision(self) -> None:
         """Make the authority and a bundle for every process, as `hubline provision` does."""
-        provision.init(self.directory, FLEET, cloud_hosts=[f"127.0.0.1:{self.cloud_port}"])
+        first, *others = self.landscape.hosts.items()
+        provision.init(self.directory, FLEET, cloud_hosts=[first[1]])
+        for name, host in others:
+            provision.broker(self.directory, name, hosts_of_broker=[host])
         provision.connector(self.directory, CONNECTOR, SITE, port=self.site_port)
         for hub_id in self.hubs:
             provision.hub(self.directory, hub_id, SITE)
@@ -111,9 +124,9 @@ class DemoFleet:
     def start(self) -> None:
         """Start every role. They may come up in any order; each waits for the others by itself."""
         (self.directory / "logs").mkdir(exist_ok=True)
-        self.run("cloud broker", ["broker", "run"], "broker", "cloud", self._listen(self.cloud_port))
-        self.run("cloud", ["cloud", "run"], "cloud", "cloud", {"HUBLINE_API__LISTEN": f'"127.0.0.1:{self.api_port}"'})
-        self.run("site broker", ["broker", "run"], "broker", CONNECTOR, self._listen(self.site_port))
+        self._environ |= self.landscape.start_database(self.directory / "postgres")
+        for each in (*self.landscape.brokers(CONNECTOR), *self.landscape.services()):
+            self.run(each.name, each.command, each.role, each.member, each.environ)
         self.start_connector()
         for hub_id in self.hubs:
             self.run(hub_id, ["hub", "run"], "hub", hub_id)
@@ -150,7 +163,7 @@ class DemoFleet:
 
     def start_connector(self) -> None:
         """Start the site's connector, at first or again."""
-        self.run("connector", ["connector", "run"], "connector", CONNECTOR)
+        self.run("connector", ["connector", "run"], "connector", CONNECTOR, self.landscape.connector)
 
     def all_on(self, kind: str) -> bool:
         """Tell whether every hub sends over this kind of path: "connector", "direct" or "none"."""
@@ -175,6 +188,7 @@ class DemoFleet:
         """Stop everything that still runs, hubs first."""
         self.stop(*self.hubs)
         self.stop(*list(self.processes))
+        self.landscape.stop_database()
 
     # --- What can be read of it ----------------------------------------------------------------------------------------
 
@@ -199,9 +213,6 @@ class DemoFleet:
         except (orjson.JSONDecodeError, msgspec.ValidationError) as exc:
             reason = done.stderr.decode("utf-8", "replace").strip() or str(exc)
             raise HublineError(f"the audit failed: {reason}") from exc
-
-    def _listen(self, port: int) -> dict[str, str]:
-        return {"HUBLINE_BROKER__LISTEN": f'["127.0.0.1:{port}"]'}
 
     def _watch(self) -> None:
         """Subscribe as any reader may, and take what the cloud says it has stored."""
@@ -242,15 +253,3 @@ def _rows(output: bytes) -> Iterator[object]:
     else:
         for line in output.splitlines():
             yield orjson.loads(line)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that are free on loopback now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

@@ -246,8 +246,8 @@ class Nats(Struct, frozen=True, forbid_unknown_fields=True):
 
     `listen` is for the cloud service's own NATS clients, `cluster_listen` for the other nodes, whose `cluster_listen` are the
     `routes`. `cluster_ca`, `cluster_cert` and `cluster_key` are what nodes know each other by. `replicas` is how many nodes
-    keep each message. Who may do what is asked of us at each connection ("callout", which is what "auto" means), or written into the
-    configuration ("permissions"): that binds no client id to a certificate, and knows no list of revoked ones.
+    keep each message. Who may do what is asked of us at each connection ("callout", which is what "auto" means), or written
+    into the configuration ("permissions"): that binds no client id to a certificate, and knows no list of revoked ones.
     """
 
     listen: ListenEndpoint = "127.0.0.1:4222"
@@ -305,7 +305,8 @@ class CloudProcess(Struct, frozen=True, forbid_unknown_fields=True):
 
     `roster` is the list of the fleet's hubs and their certificates that `hubline provision` keeps in the bundle. `intake`: how
     what hubs send comes in, by plain subscription (one process), by a shared one of MQTT 5, or from a stream of the NATS
-    cluster at `nats`; `workers` is the name under which several processes share it.
+    cluster at `nats`; `workers` is the name under which several processes share it. `other_brokers` are further nodes of a
+    cluster, tried in turn when `broker` can't be reached.
     """
 
     broker: Endpoint = "127.0.0.1:8883"
@@ -315,6 +316,7 @@ class CloudProcess(Struct, frozen=True, forbid_unknown_fields=True):
     intake: Literal["mqtt", "shared", "jetstream"] = "mqtt"
     nats: list[Endpoint] = field(default_factory=list)
     workers: Label = "ingest"
+    other_brokers: list[Endpoint] = field(default_factory=list)
 
 
 class Retention(Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,7 +16,7 @@ import orjson
 
 from cloud.fleet_client import Api, place_from
 from config import provision
-from config.demo_fleet import free_ports
+from config.ports import free_ports
 
 HUBLINE = (sys.executable, "-c", "from config.cli import main; main()")
 WAIT_S = 60.0

@@ -20,8 +20,8 @@ import pytest
 from broker.tls import client_context
 from config import provision
 from config.bundles import toml_strings
-from config.demo_fleet import free_ports
 from config.endpoint import split_endpoint
+from config.ports import free_ports
 from config.principal import CLOUD_SITE, Role, server_name
 from config.settings import Identity
 from tests.broker import raw_mqtt

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import psutil
 import pytest
 
-from config.demo_fleet import free_ports
+from config.ports import free_ports
 from tests.fleet import until
 
 T = TypeVar("T")

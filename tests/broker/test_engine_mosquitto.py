@@ -27,10 +27,10 @@ from broker.rights import may_publish, may_subscribe
 from broker.tls import client_context
 from broker.topics import Topic
 from config import limits, pki
-from config.demo_fleet import free_ports
 from config.endpoint import split_endpoint
 from config.errors import SettingsError
 from config.members import Entry, Members
+from config.ports import free_ports
 from config.principal import Principal, Role, server_name
 from config.settings import BrokerSettings, Identity
 from tests import fleet as processes

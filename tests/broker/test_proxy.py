@@ -20,9 +20,9 @@ from broker.server import Server
 from broker.tls import ServerContext, client_context
 from config import settings
 from config.errors import HublineError, RefusedError, SettingsError, TransportError
+from config.ports import free_ports
 from config.principal import server_name
 from tests.broker.certificates import FleetFiles
-from tests.fleet import free_ports
 from tests.proxies import needs_tinyproxy, scripted_proxy, tinyproxy_command
 from tests.sessions import Ears, is_a
 

@@ -21,8 +21,8 @@ from click.testing import CliRunner, Result
 from cloud.fleet_cli import fleet
 from cloud.fleet_client import Place, place_from
 from config import limits, provision
-from config.demo_fleet import free_ports
 from config.errors import HublineError, SettingsError
+from config.ports import free_ports
 from tests.cloud.api_desk import Running, running_api
 
 HUBLINE = (sys.executable, "-c", "from config.cli import main; main()", "fleet")

@@ -19,7 +19,7 @@ from broker.clock import unix_ms
 from broker.runner import monotonic_s
 from broker.topics import Topic, everything_filter
 from config import limits, provision
-from config.demo_fleet import free_ports
+from config.ports import free_ports
 from config.principal import CLOUD_SITE
 from config.settings import Identity
 from tests.cloud.divided import Divided, Peer, connected, until

@@ -1,55 +1,48 @@
-"""One broker per engine and place, for all tests of the suite; with pytest-xdist, an engine's tests share a worker."""
+"""One broker per engine and place, for all tests of the suite; with pytest-xdist, an engine's tests share a worker.
+
+What follows from who one is, the rights, is tested at a site's and at the cloud's broker; all else is the same at both, and is
+tested where the engine belongs.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import pytest
 
 from broker.engines.child import _MORE_PLACES
 from config import provision
+from config.ports import free_ports
 from config.principal import CLOUD_SITE
-from tests.conformance.engines import ENGINES, PROGRAMS, EngineName
-from tests.conformance.ground import SITE, Ground
+from tests.conformance.engines import PROGRAMS, EngineName
+from tests.conformance.ground import SITE, Ground, provision_fleet
 
-PLACES = {"site": SITE, "cloud": CLOUD_SITE}
-GROUNDS = [
-    pytest.param((engine, place), id=f"{engine}-{title}", marks=pytest.mark.xdist_group(f"conformance-{engine}"))
-    for engine in ENGINES
-    for title, place in PLACES.items()
-]
-
-
-@pytest.fixture(scope="session")
-def rival(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a foreign fleet, with a hub of the same site and name."""
-    folder = tmp_path_factory.mktemp("rival") / "fleet"
-    provision.init(folder, "rival")
-    provision.hub(folder, "pc-1", SITE)
-    return folder
+HOMES: Final[tuple[tuple[EngineName, str], ...]] = (("amqtt", SITE), ("mosquitto", SITE), ("nats", CLOUD_SITE))
+"""Where each engine is tested in everything."""
+BEYOND: Final[tuple[tuple[EngineName, str], ...]] = (("amqtt", CLOUD_SITE), ("mosquitto", CLOUD_SITE), ("nats", SITE))
+"""Where it is tested in what depends on the place."""
+AT_BOTH: Final = "test_rights"
+LAST: Final = "test_who_never_gets_to_a_session_is_cut_in_time"
+"""Looks at connections that have been open all the time: at the end there is nothing left to wait for."""
 
 
-@pytest.fixture(scope="session", params=GROUNDS)
-def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, rival: Path) -> Iterator[Ground]:
-    """Run a broker for every test of one engine at one place."""
-    engine, place = cast(tuple[EngineName, str], request.param)
-    program = PROGRAMS[engine]
-    if program is not None and not _is_here(program):
-        pytest.skip(f"{program} is not installed")
-    this = Ground(engine, place, tmp_path_factory.mktemp(f"{engine}-"), rival)
-    this.provision()
-    try:
-        this.start()
-        yield this
-    finally:
-        this.stop()
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "ground" in metafunc.fixturenames:
+        places = HOMES + BEYOND if metafunc.module.__name__.endswith(AT_BOTH) and not _is_at_home(metafunc) else HOMES
+        params = [
+            pytest.param(
+                place,
+                id=f"{place[0]}-{'cloud' if place[1] == CLOUD_SITE else 'site'}",
+                marks=pytest.mark.xdist_group(f"conformance-{place[0]}"),
+            )
+            for place in places
+        ]
+        metafunc.parametrize("ground", params, indirect=True, scope="session")
 
 
-def _is_here(program: str) -> bool:
-    import sys
-
-    places = [*_MORE_PLACES, str(Path(sys.executable).parent)]
-    return any(shutil.which(program, path=place) for place in (None, *places))
+def _is_at_home(metafunc: pytest.Metafunc) -> bool:
+    return metafunc.definition.get_closest_marker("at_home") is not None

@@ -22,8 +22,8 @@ from broker.client_ids import client_id_of
 from broker.tls import client_context
 from broker.topics import Topic, everything_filter
 from config import limits, provision
-from config.demo_fleet import free_ports
 from config.endpoint import split_endpoint
+from config.ports import free_ports
 from config.principal import CLOUD_SITE, Principal, Role, server_name
 from config.settings import SHAPES, Identity, load
 from tests.broker import raw_mqtt as raw
@@ -47,6 +47,24 @@ def hub_of(number: int) -> str:
     return f"pc-{number}"
 
 
+def provision_fleet(fleet: Path) -> None:
+    """Make a fleet: two sites, and of every role somebody at each place where the role can be."""
+    provision.init(fleet, FLEET, cloud_hosts=["127.0.0.1"])
+    provision.connector(fleet, "berlin-1", SITE)
+    provision.connector(fleet, "munich-1", OTHER_SITE)
+    for number in range(1, 3 + SPARE_HUBS):
+        provision.hub(fleet, hub_of(number), SITE)
+    for name in ("returned", "thief", "doomed"):
+        provision.hub(fleet, name, SITE)
+    provision.hub(fleet, "mu-1", OTHER_SITE)
+    provision.reader(fleet, "desk")
+    provision.reader(fleet, "berlin-desk", SITE)
+    provision.reader(fleet, "munich-desk", OTHER_SITE)
+    for name in ("returned", "thief"):
+        provision.revoke(fleet, f"hub/{name}")
+    provision.renew(fleet, "hub/returned", reinstate=True)
+
+
 @dataclass(slots=True)
 class Ground:
     """One broker. `place` is its site, or "-" for the cloud broker."""
@@ -55,7 +73,7 @@ class Ground:
     place: str
     folder: Path
     rival: Path
-    endpoint: str = ""
+    endpoint: str
     process: subprocess.Popen[bytes] | None = None
     _idlers: Idlers | None = None
     _spare: itertools.cycle[str] = field(default_factory=lambda: itertools.cycle(map(hub_of, range(3, 3 + SPARE_HUBS))))
@@ -69,26 +87,6 @@ class Ground:
 
     def expects(self, check: Check) -> str:
         return expected(self.engine, check)
-
-    def provision(self) -> None:
-        """Make the fleet: two sites, and of every role somebody at each place where the role can be."""
-        cloud, site, elsewhere = free_ports(3)
-        provision.init(self.fleet, FLEET, cloud_hosts=[f"127.0.0.1:{cloud}"])
-        provision.connector(self.fleet, "berlin-1", SITE, port=site)
-        provision.connector(self.fleet, "berlin-2", SITE, port=site)
-        provision.connector(self.fleet, "munich-1", OTHER_SITE, port=elsewhere)
-        for number in range(1, 3 + SPARE_HUBS):
-            provision.hub(self.fleet, hub_of(number), SITE)
-        for name in ("returned", "thief", "doomed"):
-            provision.hub(self.fleet, name, SITE)
-        provision.hub(self.fleet, "mu-1", OTHER_SITE)
-        provision.reader(self.fleet, "desk")
-        provision.reader(self.fleet, "berlin-desk", SITE)
-        provision.reader(self.fleet, "munich-desk", OTHER_SITE)
-        for name in ("returned", "thief"):
-            provision.revoke(self.fleet, f"hub/{name}")
-        provision.renew(self.fleet, "hub/returned", reinstate=True)
-        self.endpoint = f"127.0.0.1:{cloud if self.place == CLOUD_SITE else site}"
 
     def start(self) -> None:
         """Start the broker, and wait until it serves."""

@@ -18,9 +18,10 @@ import pytest
 from broker.client import Opened
 from broker.tls import client_context
 from config import pki, provision
+from config.ports import free_ports
 from config.principal import Principal, server_name
 from tests.end_to_end.test_discovery import false_connector
-from tests.fleet import Fleet, free_ports, running_fleet, until
+from tests.fleet import Fleet, running_fleet, until
 from tests.sessions import identity_of, is_a, opened
 
 Report = dict[str, Any]

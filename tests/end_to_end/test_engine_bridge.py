@@ -17,7 +17,7 @@ from broker import client
 from broker.client import Session, SessionOptions
 from broker.tls import client_context
 from broker.topics import hub_filter
-from config.demo_fleet import free_ports
+from config.ports import free_ports
 from config.principal import server_name
 from config.settings import ReaderSettings, load
 from connector.bridge_watch import NOT_CONNECTED, UNKNOWN

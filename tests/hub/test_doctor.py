@@ -24,6 +24,7 @@ from broker.server import Server
 from broker.ssdp import Address
 from config import limits, pki
 from config.errors import SettingsError
+from config.ports import free_ports
 from config.settings import Failover, HubCloud, HubConnector, HubProcess, HubSettings, Identity
 from hub import doctor_checks, doctor_surroundings
 from hub.diagnosis import Check, Report, State, Verdict, span
@@ -38,7 +39,6 @@ from hub.memory import Remembered
 from hub.outbox import Outbox
 from hub.status import PathStatus
 from tests.broker.certificates import DAY, FleetFiles
-from tests.fleet import free_ports
 from tests.proxies import scripted_proxy
 
 OK, WARNING, PROBLEM = State.OK, State.WARNING, State.PROBLEM

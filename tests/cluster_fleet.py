@@ -1,0 +1,444 @@
+"""A fleet that has outgrown one machine, in real processes: three NATS nodes, PostgreSQL, two ingest workers, operations and standby.
+
+Real hubs are behind a connector and an embedded site broker. 50 more send their stream to the nodes directly, from a thread of
+this process, by the courier of the real hub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Final, Literal
+
+import psutil
+
+from broker import client
+from broker.backoff import Backoff
+from broker.client import Session, SessionOptions
+from broker.clock import unix_ms
+from broker.engines.nats_stream import STREAM, connect
+from broker.messages import Ack, decode
+from broker.runner import Runner
+from broker.tls import client_context
+from broker.topics import Topic, hub_filter
+from config import provision
+from config.bundles import toml_string, toml_strings
+from config.endpoint import split_endpoint
+from config.errors import HublineError
+from config.ports import free_ports
+from config.principal import CLOUD_SITE, Role, server_name
+from config.settings import Identity
+from hub import courier
+from hub.courier import Courier
+from tests.cloud.wire import one
+from tests.fleet import COUNTER_ONLY, HUBLINE, WAIT_S, Fleet, until
+from tests.postgres import Server
+
+SITE: Final = "berlin"
+NODES: Final = {"node-1": "cloud", "node-2": "cloud-2", "node-3": "cloud-3"}
+"""The nodes, as roles of a `Fleet`, and their names in the cluster."""
+WORKERS: Final = ("worker-1", "worker-2")
+OPERATIONS: Final = ("operations-1", "operations-2")
+DATABASE: Final = "hubline"
+TICK_S: Final = 0.5
+
+
+class ClusterFleet(Fleet):
+    """Roles: NODES, WORKERS, OPERATIONS, "site-broker", "connector" and the hubs; `stream` are the hubs of this process."""
+
+    def __init__(self, directory: Path, fleet: str, hubs: int = 2, senders: int = 50):
+        self.directory, self.fleet = directory / "fleet", fleet
+        self.hubs = [f"pc-{number}" for number in range(1, hubs + 1)]
+        self.logs = directory / "logs"
+        self.logs.mkdir()
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        ports = [f"127.0.0.1:{port}" for port in free_ports(3 * len(NODES))]
+        self.endpoints, self.nats, routes = (ports[at : at + len(NODES)] for at in range(0, len(ports), len(NODES)))
+        self.site_port, self.api_port = free_ports(2)
+        self.of_api = {
+            "HUBLINE_API_URL": f"http://127.0.0.1:{self.api_port}",
+            "HUBLINE_FLEET_DIR": str(self.directory),
+        }
+        self.environ = {**os.environ, **COUNTER_ONLY, **self.of_api}
+        provision.init(self.directory, fleet, cloud_hosts=self.endpoints[:1])
+        for name, endpoint in zip(list(NODES.values())[1:], self.endpoints[1:], strict=True):
+            provision.broker(self.directory, name, hosts_of_broker=[endpoint])
+        provision.connector(self.directory, "berlin-1", SITE, port=self.site_port)
+        names = [f"sender-{number}" for number in range(1, senders + 1)]
+        for hub in (*self.hubs, *names):
+            provision.hub(self.directory, hub, SITE)
+        self.database = Server(hard=True)
+        self.database.create(DATABASE)
+        self._settle_the_cloud()
+        self.roles = {
+            **{role: ("broker", name, self._of_node(at, routes)) for at, (role, name) in enumerate(NODES.items())},
+            **{role: ("cloud", "cloud", {}) for role in (*WORKERS, *OPERATIONS)},
+            "site-broker": ("broker", "berlin-1", {"HUBLINE_BROKER__LISTEN": f'["127.0.0.1:{self.site_port}"]'}),
+            "connector": ("connector", "berlin-1", {}),
+            **{hub: ("hub", hub, {}) for hub in self.hubs},
+        }
+        self.stream: Final = Stream([self.identity("hub", name, SITE) for name in names], self.endpoints)
+
+    def _settle_the_cloud(self) -> None:
+        """Write into the cloud service's settings what an administrator writes there."""
+        file = self.settings("cloud")
+        own = f"""[cloud]
+intake = "jetstream"
+nats = {toml_strings(self.nats)}
+other_brokers = {toml_strings(self.endpoints[1:])}
+database = {toml_string(self.database.url(DATABASE))}"""
+        text = file.read_text().replace('database = "sqlite:///cloud.db"\n', "").replace("[cloud]", own, 1)
+        file.write_text(text.replace('listen = "127.0.0.1:8480"', f'listen = "127.0.0.1:{self.api_port}"'))
+
+    def _of_node(self, at: int, routes: Sequence[str]) -> dict[str, str]:
+        return {
+            "HUBLINE_BROKER__ENGINE": '"nats"',
+            "HUBLINE_BROKER__LISTEN": f'["{self.endpoints[at]}"]',
+            "HUBLINE_NATS__LISTEN": f'"{self.nats[at]}"',
+            "HUBLINE_NATS__CLUSTER_LISTEN": f'"{routes[at]}"',
+            "HUBLINE_NATS__ROUTES": toml_strings([route for route in routes if route != routes[at]]),
+            "HUBLINE_NATS__REPLICAS": str(len(NODES)),
+            **{f"HUBLINE_NATS__CLUSTER_{key.upper()}": f'"cluster-{key}.pem"' for key in ("ca", "cert", "key")},
+        }
+
+    def identity(self, role: Role, name: str, site: str = CLOUD_SITE) -> Identity:
+        """Return what a member proves itself with."""
+        folder = self.bundle(role, name)
+        return Identity(self.fleet, site, name, folder / "ca.pem", folder / "cert.pem", folder / "key.pem")
+
+    # --- Processes -----------------------------------------------------------------------------------------------------
+
+    def settings(self, name: str) -> Path:
+        return self.bundle("cloud", "cloud") / "cloud.toml" if name == "cloud" else super().settings(name)
+
+    def start(self, *names: str) -> None:
+        for name in names or self.roles:
+            role, _, environ = self.roles[name]
+            part = ["--only", name.partition("-")[0].replace("worker", "ingest")] if role == "cloud" else []
+            with (self.logs / f"{name}.log").open("ab") as log:
+                self.running[name] = subprocess.Popen(
+                    [*HUBLINE, role, "run", "-c", str(self.settings(name)), *part],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**self.environ, **environ},
+                    start_new_session=True,
+                )
+
+    def kill(self, *names: str) -> None:
+        """As a power cut does: also what a role has started itself."""
+        families = {name: psutil.Process(self.running[name].pid).children(recursive=True) for name in names}
+        super().kill(*names)
+        for family in families.values():
+            for each in family:
+                try:
+                    each.kill()
+                except psutil.NoSuchProcess:
+                    pass
+            psutil.wait_procs(family, WAIT_S)
+
+    def start_again(self, node: str) -> None:
+        """Start a node that was killed, and wait until it serves again."""
+        before = len(self.events(node, "broker_started"))
+        self.start(node)
+        until(f"{node} serves again", lambda: len(self.events(node, "broker_started")) > before)
+
+    def revive(self) -> list[str]:
+        """Start what has ended by itself, as a service manager does, and return what that was."""
+        ended = [name for name, process in self.running.items() if process.poll() is not None]
+        self.start(*ended) if ended else None
+        return ended
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
+        self.database.close()
+
+    # --- Who is where --------------------------------------------------------------------------------------------------
+
+    def node_of(self, name: str) -> str | None:
+        """Return the node that a role is connected to."""
+        ports = {split_endpoint(each)[1]: node for each, node in self._places()}
+        connections = psutil.Process(self.running[name].pid).net_connections("tcp")
+        found = [ports[each.raddr.port] for each in connections if each.raddr and each.raddr.port in ports]
+        return found[0] if found else None
+
+    def leader(self) -> str:
+        """Return the node that leads the stream."""
+        return until("the stream has a leader", lambda: asyncio.run(self._leader()))
+
+    def active(self) -> str | None:
+        """Return which of the operations is the active one."""
+        for name in OPERATIONS:
+            if name in self.running and self._of_operations(name).get("state") == "active":
+                return name
+        return None
+
+    def stored_by(self, worker: str) -> int:
+        """Return how many messages a worker has stored since it was started."""
+        found = self._of_pid(worker).get("stored_messages")
+        return found if isinstance(found, int) else 0
+
+    def unsettled(self) -> int:
+        """Return how many messages the stream holds: on their way to a worker, or in its hands."""
+        return until("the stream answers", lambda: asyncio.run(self._held()) or (0,))[0]
+
+    def rows(self) -> tuple[int, int]:
+        """Return how many messages there are in the database, and how many different ones."""
+        sql = "SELECT count(*), count(DISTINCT (stream_no, seq)) FROM messages"
+        [(rows, different)] = self.database.query(sql, database=DATABASE)
+        return rows, different
+
+    def _places(self) -> Iterator[tuple[str, str]]:
+        for endpoints in (self.endpoints, self.nats):
+            yield from zip(endpoints, NODES, strict=True)
+
+    def _of_operations(self, name: str) -> dict[str, object]:
+        return self._of_pid(name)
+
+    def _of_pid(self, name: str) -> dict[str, object]:
+        """Return the status file that a process of the cloud service writes: whichever it has found free."""
+        import orjson
+
+        for file in (self.bundle("cloud", "cloud") / "data").glob("status-*.json"):
+            status: dict[str, object] = orjson.loads(file.read_bytes())
+            if status.get("pid") == self.running[name].pid:
+                return status
+        return {}
+
+    async def _leader(self) -> str | None:
+        from nats.errors import Error
+
+        try:
+            nats = await connect([place for place in self.nats if self._runs(place)], self.identity("cloud", "cloud"))
+        except HublineError:
+            return None
+        try:
+            info = await nats.jetstream().stream_info(STREAM)
+        except (Error, TimeoutError):
+            return None
+        finally:
+            await nats.close()
+        named = {name: node for node, name in NODES.items()}
+        return named.get(info.cluster.leader) if info.cluster is not None and info.cluster.leader else None
+
+    async def _held(self) -> tuple[int] | None:
+        from nats.errors import Error
+
+        try:
+            nats = await connect(self.nats, self.identity("cloud", "cloud"))
+        except HublineError:
+            return None
+        try:
+            return ((await nats.jetstream().stream_info(STREAM)).state.messages,)
+        except (Error, TimeoutError):
+            return None
+        finally:
+            await nats.close()
+
+    def _runs(self, place: str) -> bool:
+        return list(NODES)[self.nats.index(place)] in self.running
+
+    # --- The books -----------------------------------------------------------------------------------------------------
+
+    def wait_until_flowing(self, more: int = 20) -> None:
+        """Wait until the cloud has acknowledged more of each hub, also of the stream."""
+        super().wait_until_flowing(more)
+        self.stream.wait_until_flowing()
+
+    def assert_the_stream_is_stored_once(self) -> None:
+        """Let the stream pause until all of it is acknowledged, and hold it against the database's own books."""
+        with self.stream.paused():
+            audits = {row["hub"]: row for row in self.audit()}
+            for sender in self.stream.senders:
+                row = audits[sender.name]
+                assert (row["epoch"], row["missing"], row["points"]) == (sender.epoch, [], sender.measured), sender.name
+        rows, different = self.rows()
+        assert rows == different
+
+
+# --- The stream ------------------------------------------------------------------------------------------------------
+
+
+class Sender:
+    """A hub without sensors: its own courier, and a session with whichever node there is."""
+
+    def __init__(self, identity: Identity, endpoints: Sequence[str]):
+        self.name, self.epoch = identity.name, secrets.token_hex(8)
+        self.measured = self.acknowledged = 0
+        self.acknowledged_at: list[float] = []
+        self._identity: Final = identity
+        self._random: Final = random.Random(identity.name)
+        self._endpoints: Final = endpoints
+        self._turn = self._random.randrange(len(endpoints))
+        self._topic: Final = str(Topic.up(identity.fleet, identity.site, identity.name, "readings"))
+        self._tls: Final = client_context(identity, server_name(identity.fleet, CLOUD_SITE))
+        self._session: Session | None = None
+        self._runner: Final[Runner[courier.Event, courier.Command]] = Runner(Courier(self.epoch), self._execute)
+
+    def measure(self, count: int = 1) -> None:
+        """Have messages that are to be sent."""
+        first, self.measured = self.measured + 1, self.measured + count
+        self._runner.feed(courier.Appended(((first, self.measured),)))
+
+    def say(self, kind: str, *payloads: bytes) -> None:
+        """Send what no courier would."""
+        assert self._session is not None
+        topic = self._topic.removesuffix("readings") + kind
+        for payload in payloads:
+            self._session.publish(topic, payload, qos=1)
+
+    def repeat(self, *seqs: int) -> None:
+        """Send messages once more."""
+        self.say("readings", *(one(seq, seq, epoch=self.epoch, sent=unix_ms()) for seq in seqs))
+
+    async def run(self) -> None:
+        """Keep a session until cancelled."""
+        backoff = Backoff(self._random, max_s=2.0)
+        try:
+            while True:
+                ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                options = SessionOptions(self._endpoints[self._turn], self.name, self._tls)
+                session = Session(options, lambda event, ended=ended: self._on(event, ended))  # type: ignore[misc]
+                self._session = session
+                session.open()
+                await ended
+                self._session = None
+                self._runner.feed(courier.PathClosed())
+                self._turn = (self._turn + 1) % len(self._endpoints)
+                await asyncio.sleep(backoff.next_s())
+        finally:
+            self._runner.close()
+            if self._session is not None:
+                await self._session.close()
+
+    def _on(self, event: client.SessionEvent, ended: asyncio.Future[None]) -> None:
+        match event:
+            case client.Opened():
+                assert self._session is not None
+                fleet, site = self._identity.fleet, self._identity.site
+                self._session.subscribe([(hub_filter(fleet, site, self.name, "down"), 0)])
+                self._runner.feed(courier.PathOpened())
+            case client.Received(_, payload):
+                ack = decode(payload, Ack)
+                self._runner.feed(courier.Acknowledged(ack.epoch, tuple(ack.ranges)))
+            case client.Closed():
+                pass
+            case client.Refused() | client.Lost():
+                if not ended.done():
+                    ended.set_result(None)
+
+    def _execute(self, command: courier.Command) -> None:
+        match command:
+            case courier.Send(seqs):
+                for seq in seqs:
+                    payload = one(seq, seq, epoch=self.epoch, sent=unix_ms())
+                    if self._session is not None:
+                        self._session.publish(self._topic, payload, qos=1)
+                    self._runner.feed(courier.Sent(seq, len(payload)))
+            case courier.Forget(ranges):
+                self.acknowledged += sum(last - first + 1 for first, last in ranges)
+                self.acknowledged_at.append(time.monotonic())
+
+
+class Stream:
+    """Senders in a thread of their own, each with a message every TICK_S, from `start` to `close`."""
+
+    def __init__(self, identities: Sequence[Identity], endpoints: Sequence[str]):
+        self.senders: list[Sender] = []
+        self._identities, self._endpoints = identities, endpoints
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="stream")
+        self._measuring = True
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+
+    def do(self, deed: object, *arguments: object) -> None:
+        """Let something be done in the thread of the stream."""
+        self._loop.call_soon_threadsafe(deed, *arguments)  # type: ignore[arg-type]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Have nothing more to send, and nothing that is not acknowledged."""
+        self._measuring = False
+        try:
+            until("the stream is acknowledged", lambda: not self.waiting(), 2 * WAIT_S)
+            yield
+        finally:
+            self._measuring = True
+
+    def waiting(self) -> dict[str, int]:
+        """Return how much of which sender is not acknowledged."""
+        return {
+            sender.name: sender.measured - sender.acknowledged
+            for sender in self.senders
+            if sender.measured != sender.acknowledged
+        }
+
+    def wait_until_flowing(self) -> None:
+        """Wait until each sender has got an acknowledgement from now on."""
+        now = time.monotonic()
+        until("the stream flows", lambda: len(self.senders) == len(self._identities) and not self._silent(now))
+
+    def stalls(self, since: float) -> tuple[float, float]:
+        """Return the longest time without any new acknowledgement, and without one of the sender who waited longest."""
+        now = time.monotonic()
+        of_each = [_from(sender.acknowledged_at, since) for sender in self.senders]
+        together = sorted(instant for instants in of_each for instant in instants)
+        return _longest([since, *together, now]), max(_longest([since, *instants, now]) for instants in of_each)
+
+    def _silent(self, since: float) -> bool:
+        return any(not sender.acknowledged_at or sender.acknowledged_at[-1] < since for sender in self.senders)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._stream())
+        finally:
+            self._loop.close()
+
+    async def _stream(self) -> None:
+        senders = [Sender(identity, self._endpoints) for identity in self._identities]
+        sessions = [asyncio.create_task(sender.run()) for sender in senders]
+        self.senders = senders
+        ticking = asyncio.create_task(self._tick())
+        await self._stop.wait()
+        for task in (ticking, *sessions):
+            task.cancel()
+        await asyncio.gather(ticking, *sessions, return_exceptions=True)
+
+    async def _tick(self) -> None:
+        while True:
+            for sender in self.senders:
+                if self._measuring:
+                    sender.measure()
+                await asyncio.sleep(TICK_S / len(self.senders))
+
+
+def _from(instants: Sequence[float], since: float) -> list[float]:
+    return list(instants[bisect_left(instants, since) :])
+
+
+def _longest(instants: Sequence[float]) -> float:
+    return max(after - before for before, after in pairwise(instants))
+
+
+Victim = Literal["connector", "worker", "leader"]
