@@ -17,6 +17,10 @@ from config import limits
 from hub.sensors import Interval, SensorSettings, TimedValues, ValueSpec
 
 
+_CLOCKS_APART_MS = 1000
+"""A wall clock that was set back by more than this is believed."""
+
+
 class CounterSettings(SensorSettings, frozen=True):
     """`[sensors.counter]`. `rate_hz` is how far it counts in a second, `interval_s` how often it catches up."""
 
@@ -37,6 +41,7 @@ class CounterSensor:
         self._rate_hz = settings.rate_hz
         self._count = int(state) if state is not None and state.isdecimal() else 0
         self._counted_until = monotonic_s()
+        self._last_ms = 0
 
     @classmethod
     def available(cls) -> bool:
@@ -65,6 +70,9 @@ class CounterSensor:
         points = []
         for position in range(due):
             values: dict[str, Value] = {"counter.value": self._count + position + 1}
-            points.append(TimedValues(now_ms - int(late_ms + (due - 1 - position) * step_ms), values))
+            ts_ms = now_ms - int(late_ms + (due - 1 - position) * step_ms)
+            # The two clocks are not read at the same instant: what is a little too early comes after the point before.
+            self._last_ms = ts_ms if self._last_ms - ts_ms > _CLOCKS_APART_MS else max(ts_ms, self._last_ms)
+            points.append(TimedValues(self._last_ms, values))
         self._count += due
         return points
