@@ -57,9 +57,10 @@ class JetStreamIntake:
             problem = "intake = \"jetstream\" needs nats-py: pip install 'hubline[nats]'"
             raise SettingsError(problem, key="cloud.intake") from exc
         self._identity: Final = settings.identity
-        self._endpoints: Final = list(settings.cloud.nats)
-        self._report: Final = report
         self._random: Final = SystemRandom()
+        nodes = list(settings.cloud.nats)
+        self._endpoints: Final = deque(self._random.sample(nodes, len(nodes)))  # So workers spread over the nodes.
+        self._report: Final = report
         client_context(self._identity, server_name(self._identity.fleet, CLOUD_SITE))  # As in MqttIntake.
         self._client: Client | None = None
         self._failures = 0
@@ -82,9 +83,9 @@ class JetStreamIntake:
 
     async def run(self) -> None:
         """Keep a connection with any of the nodes, for ever."""
-        backoff = Backoff(self._random)
+        backoff = Backoff(self._random, max_s=limits.INTAKE_RETRY_MAX_S)
         while True:
-            endpoint = self._random.choice(self._endpoints)
+            endpoint = self._endpoints[0]
             opened_at = monotonic_s()
             try:
                 reason = await self._one_connection(endpoint)
@@ -95,6 +96,7 @@ class JetStreamIntake:
             write = _log.debug if reason == self.reason else _log.warning
             self.reason = reason
             write("stream_unreachable", endpoint=endpoint, reason=reason, failures=self._failures)
+            self._endpoints.rotate(-1)
             await asyncio.sleep(backoff.next_s())
 
     async def close(self) -> None:

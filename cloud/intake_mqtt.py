@@ -16,7 +16,7 @@ from broker.clock import unix_ms
 from broker.runner import monotonic_s
 from broker.tls import client_context
 from cloud.ingest import Arrived, Connected, Disconnected
-from config import log
+from config import limits, log
 from config.errors import SettingsError
 from config.principal import CLOUD_SITE, server_name
 from config.settings import CloudSettings
@@ -66,7 +66,7 @@ class MqttIntake:
 
     async def run(self) -> None:
         """Keep a session with the cloud broker, for ever."""
-        backoff = Backoff(SystemRandom())
+        backoff = Backoff(SystemRandom(), max_s=limits.INTAKE_RETRY_MAX_S)
         while True:
             reason = await self._one_session()
             now = monotonic_s()

@@ -97,7 +97,7 @@ CONNECTIONS_MAX: Final = 10_000
 """Connections of the embedded broker, each some 50 kB; a larger site or cloud puts another engine in its place."""
 
 SESSIONS_PER_CERTIFICATE_MAX: Final = 16
-"""Sessions that one certificate may have open (`<id>.<suffix>`): a stolen one can't take all connections."""
+"""Sessions that one certificate may have open (`<id>_<suffix>`): a stolen one can't take all connections."""
 
 CLIENT_ID_SUFFIX_MAX: Final = 32
 """Characters after the dot of a client id."""
@@ -154,6 +154,9 @@ ENGINE_READY_S: Final = 30.0
 
 ENGINE_BACKOFF_MAX_S: Final = 10.0
 """The longest wait before an engine that has died is started again: everybody waits for it."""
+
+ENGINE_RENEWAL_S: Final = 10.0
+"""Between two restarts of an engine for the sake of its files: each puts everybody out, and revocations come in series."""
 
 ENGINE_LINES_PER_S: Final = 100.0
 """Lines of an engine's log that are passed on; strangers who knock make it say a few each time."""
@@ -492,6 +495,10 @@ BRIDGE_RESTART_FIRST_S: Final = 1
 BRIDGE_RESTART_MAX_S: Final = 20
 """Its longest: there is one bridge a site, and a whole site waits for it."""
 
+BRIDGE_QUEUE_MAX: Final = 5_000
+"""Messages that wait for one session of a site broker that bridges by itself. The bridge repeats nothing that hubs would not
+repeat; the connector's own session gets a state of each hub, of which no site has so many."""
+
 BRIDGE_DOUBT_S: Final = 25.0
 """How long the bridge may take to come back after the connector's own session: its longest wait, and a handshake."""
 
@@ -683,6 +690,10 @@ LEAD_PROBES_S: Final = (8, 2, 3)
 WORKER_SLOTS: Final = 64
 """Processes of the divided service that share a folder for their status files."""
 
+INTAKE_RETRY_MAX_S: Final = 2.0
+"""The longest wait of the cloud service before it tries the broker, or the next node of a cluster: they are few, and all hubs
+wait for them."""
+
 JETSTREAM_FETCH_MESSAGES: Final = 500
 """Messages asked of the stream at once: a full batch."""
 
@@ -692,8 +703,8 @@ JETSTREAM_WAITING_MAX: Final = 2_000
 JETSTREAM_WAITING_MAX_BYTES: Final = 48 * 1024 * 1024
 """The same bound in bytes: below INGEST_WAITING_MAX_BYTES, so that nothing is fetched in vain."""
 
-JETSTREAM_FETCH_WAIT_S: Final = 5.0
-"""How long one request waits at the stream for messages to come."""
+JETSTREAM_FETCH_WAIT_S: Final = 2.0
+"""How long one request waits at the stream for messages to come; as long nothing comes when it is lost with a node."""
 
 JETSTREAM_PROGRESS_S: Final = 20.0
 """How often the stream is told that a message is still being worked on: well below the time after which it sends it again."""

@@ -72,6 +72,10 @@ class EngineProcess:
         self._has_served = asyncio.Event()
         self._to_reload = False
         self._to_restart = False
+        self._restart_waits = False
+        self._cut_waits = False
+        self._uncut: Prepared | None = None  # Since when there may be sessions of certificates that are revoked.
+        self._renewed_at = float("-inf")
         self._said = ""
         self._lines = Admission(limits.ENGINE_LINES_PER_S, monotonic_s())
         self._lines_dropped = 0
@@ -110,7 +114,10 @@ class EngineProcess:
     async def _keep_running(self) -> None:
         backoff = Backoff(Random(), max_s=limits.ENGINE_BACKOFF_MAX_S)  # noqa: S311 jitter, no secret
         while True:
-            self.state, self._said, self._to_reload, self._to_restart = "starting", "", False, False
+            self.state, self._said = "starting", ""
+            # What starts now, starts with the newest files and without a session.
+            self._to_reload = self._to_restart = self._restart_waits = self._cut_waits = False
+            self._uncut = self._prepared
             started_at = monotonic_s()
             code = await self._run_once()
             if self._to_restart:
@@ -215,30 +222,48 @@ class EngineProcess:
         seen = self._current().stamps
         while True:
             await asyncio.sleep(limits.CERTIFICATES_CHECK_S)
-            former = self._current()
             self._refusals.end_streaks(monotonic_s())
-            stamps = await asyncio.to_thread(_stamps, former.stamps)
-            if stamps == seen:
-                continue
-            seen = stamps
-            try:
-                prepared = await asyncio.to_thread(self._prepare)
-                change = change_between(former, prepared)
-                if change != "nothing":
-                    await asyncio.to_thread(self._write, prepared.plan)
-            except SettingsError as exc:
-                self._log.warning("engine_not_reloaded", engine=self.name, reason=str(exc))
-                continue
-            self._prepared, seen = prepared, prepared.stamps
+            stamps = await asyncio.to_thread(_stamps, self._current().stamps)
+            if stamps != seen:
+                seen = await self._take_up(stamps)
+            if self._restart_waits or self._must_cut():
+                await self._apply("restart")
+
+    async def _take_up(self, stamps: Mapping[Path, Stamp]) -> Mapping[Path, Stamp]:
+        """Make the plan anew, and have the engine follow it; return the stamps of the files that it was made from."""
+        former = self._current()
+        try:
+            prepared = await asyncio.to_thread(self._prepare)
+            change = change_between(former, prepared)
+            if change != "nothing":
+                await asyncio.to_thread(self._write, prepared.plan)
+        except SettingsError as exc:
+            self._log.warning("engine_not_reloaded", engine=self.name, reason=str(exc))
+            return stamps
+        self._prepared = prepared
+        if change == "restart":
+            self._restart_waits = True
+        else:
             await self._apply(change)
+        return prepared.stamps
+
+    def _must_cut(self) -> bool:
+        """Tell whether only a restart ends all sessions that must end. The list of members may come a bit later."""
+        if self._uncut is None or not outlived(self._uncut, self._current()):
+            self._uncut, self._cut_waits = self._prepared, False
+            return False
+        before, self._cut_waits = self._cut_waits, True
+        return before
 
     async def _apply(self, change: Change) -> None:
         process = self._process
         if process is None or change == "nothing":
             return  # It will be started with the new files.
         if change == "restart":
+            if monotonic_s() < self._renewed_at + limits.ENGINE_RENEWAL_S:
+                return  # Asked again with the next look at the files.
             self._log.info("engine_renewed", engine=self.name, by="restart")
-            self._to_restart = True
+            self._to_restart, self._renewed_at = True, monotonic_s()
             self.state = "starting"
             self.restarts += 1
             await _end(process)
@@ -300,19 +325,23 @@ class EngineProcess:
         }
 
 
-def change_between(former: Prepared, prepared: Prepared) -> Change:
-    """Return what an engine that runs by the former plan needs, to run by the new one.
+def outlived(former: Prepared, prepared: Prepared) -> bool:
+    """Tell whether a session may have outlived its certificate since the former plan.
 
     A certificate that was revoked while its holder stays a member (it has a newer one) may have a session open, and some
-    engines close it by no reload: they are started anew. Who is no member any more has lost all rights by the reload.
+    engines close it by no reload. Who is no member any more has lost all rights by the reload.
     """
+    gone = set(former.members.members) - set(prepared.members.members)
+    return prepared.plan.restart_on_revocation and len(prepared.revoked - former.revoked) > len(gone)
+
+
+def change_between(former: Prepared, prepared: Prepared) -> Change:
+    """Return what an engine that runs by the former plan needs, to run by the new one."""
     old, new = former.plan, prepared.plan
     stamps = {path.name for path, stamp in prepared.stamps.items() if former.stamps.get(path) != stamp}
     changed = {name for name in {*old.files, *new.files} if old.files.get(name) != new.files.get(name)}
     how = (former.program, old.arguments, old.environ) != (prepared.program, new.arguments, new.environ)
-    gone = set(former.members.members) - set(prepared.members.members)
-    outlived = new.restart_on_revocation and len(prepared.revoked - former.revoked) > len(gone)
-    if how or (changed | stamps) & new.restart_on or outlived:
+    if how or (changed | stamps) & new.restart_on:
         return "restart"
     if changed or (stamps - {member_lists.FILE} and not new.self_contained):
         return "reload" if new.reload_signal is not None else "restart"

@@ -33,6 +33,11 @@ def watch_filters(connector: ConnectorSettings) -> tuple[str, ...]:
     return notification_topic(identity.name), str(Topic.down(identity.fleet, identity.site, "+", "ack"))
 
 
+def restart_max_s(keep_alive_s: int) -> int:
+    """Return the longest wait before the bridge connects again: whoever wants to see a loss soon wants its end soon."""
+    return min(max(keep_alive_s, limits.MOSQUITTO_KEEP_ALIVE_MIN_S), limits.BRIDGE_RESTART_MAX_S)
+
+
 def bridge_section(connector: ConnectorSettings, settings: BrokerSettings) -> str:
     """Return the section of Mosquitto 2.0's configuration that bridges its site to the cloud broker; it must be the last.
 
@@ -41,6 +46,7 @@ def bridge_section(connector: ConnectorSettings, settings: BrokerSettings) -> st
     _refuse_unusable(connector, settings)
     identity = connector.identity
     secret = key_secret(identity, "bridge")
+    keep_alive_s = max(connector.connector.keep_alive_s, limits.MOSQUITTO_KEEP_ALIVE_MIN_S)
     endpoints = [split_endpoint(endpoint) for endpoint in connector.cloud.endpoints]
     lines = [
         "connection cloud",
@@ -52,8 +58,8 @@ def bridge_section(connector: ConnectorSettings, settings: BrokerSettings) -> st
         "try_private false",  # Says "bridge" by a bit of the protocol's version that other engines take for a wrong version.
         "cleansession true",
         "local_cleansession true",
-        f"keepalive_interval {max(connector.connector.keep_alive_s, limits.MOSQUITTO_KEEP_ALIVE_MIN_S)}",
-        f"restart_timeout {limits.BRIDGE_RESTART_FIRST_S} {limits.BRIDGE_RESTART_MAX_S}",
+        f"keepalive_interval {keep_alive_s}",
+        f"restart_timeout {limits.BRIDGE_RESTART_FIRST_S} {restart_max_s(keep_alive_s)}",
         f"bridge_max_packet_size {limits.PACKET_MAX_BYTES}",
         "bridge_attempt_unsubscribe false",
         "bridge_outgoing_retain true",

@@ -266,21 +266,81 @@ def test_what_cannot_be_reloaded_restarts_it(scene: Scene) -> None:
     assert events(logs) == ["broker_started", "engine_renewed", "engine_restarted", "broker_stopped"]
 
 
-@pytest.mark.parametrize(("leaves", "change"), [(True, "reload"), (False, "restart")])
-def test_a_revoked_certificate_of_a_member_that_stays_ends_all_sessions(
-    scene: Scene, leaves: bool, change: str
-) -> None:
-    """Who has stolen a key loses the session too; who is no member any more has lost all rights by the reload."""
+def test_a_revoked_certificate_of_a_member_that_stays_ends_all_sessions(scene: Scene) -> None:
+    """Who has stolen a key loses the session too; until then the reload keeps it from coming in anew."""
 
     async def story() -> None:
         async with running(scene, Script()) as process:
-            if leaves:
-                scene.write_members()
             scene.fleet.revoke(scene.fleet.identity("hub", "pc-1", "berlin"))
-            await until(lambda: process.restarts + process.reloads > 0)
-            assert (process.restarts, process.reloads) == ((0, 1) if change == "reload" else (1, 0))
+            await until(lambda: process.restarts == 1 and process.state == "running")
+            assert process.reloads == 1
 
     play(story)
+
+
+@pytest.mark.parametrize("order", ["revoked first", "gone first"])
+def test_who_is_no_member_any_more_is_out_without_a_restart(scene: Scene, order: str) -> None:
+    """It has lost all rights by the reload. The two files are copied one after the other, and read at any moment."""
+
+    async def story() -> None:
+        async with running(scene, Script()) as process:
+            identity = scene.fleet.identity("hub", "pc-1", "berlin")
+            if order == "gone first":
+                scene.write_members()
+            scene.fleet.revoke(identity)
+            if order == "revoked first":
+                scene.write_members()
+            for number in range(2, 5):
+                scene.write_members(f"pc-{number}")
+                await until(lambda: (process.folder / "members").read_bytes() == f"pc-{number}".encode())  # noqa: B023
+            assert process.restarts == 0
+
+    play(story)
+
+
+def test_a_series_of_revocations_puts_everybody_out_once_and_works_meanwhile(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each restart ends the sessions of a whole site; who is revoked must not come back in before the next one."""
+    monkeypatch.setattr(limits, "ENGINE_RENEWAL_S", 3600.0)
+
+    async def story() -> None:
+        async with running(scene, Script()) as process:
+            for number in range(1, 4):
+                scene.fleet.revoke(scene.fleet.identity("hub", f"pc-{number}", "berlin"))
+                await until(lambda: process.reloads == number)  # noqa: B023
+                await until(lambda: process.restarts == 1 and process.state == "running")
+            monkeypatch.setattr(limits, "ENGINE_RENEWAL_S", 0.0)
+            await until(lambda: process.restarts == 2 and process.state == "running")
+            scene.write_members("pc-1", "pc-2")
+            await until(lambda: process.reloads == 4)
+            assert process.restarts == 2
+
+    play(story)
+
+
+def test_an_engine_that_died_while_a_restart_was_due_is_not_restarted_once_more(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ENGINE_RENEWAL_S", 3600.0)
+
+    async def story() -> None:
+        async with running(scene, Script(restart_on=frozenset(("members",)))) as process:
+            scene.write_members("pc-2")
+            await until(lambda: process.restarts == 1 and process.state == "running")
+            scene.write_members("pc-3")
+            written = scene.settings.broker.data_dir / "engine" / "members"
+            await until(lambda: written.read_bytes() == b"pc-3")
+            await until(lambda: psutil.pid_exists(engine_pid(process, scene)))
+            os.kill(engine_pid(process, scene), signal.SIGKILL)
+            await until(lambda: process.restarts == 2 and process.state == "running")
+            monkeypatch.setattr(limits, "ENGINE_RENEWAL_S", 0.0)
+            scene.write_members("pc-3", "pc-4")
+            await until(lambda: process.restarts == 3 and process.state == "running")
+            assert written.read_bytes() == b"pc-3 pc-4"
+
+    logs = play(story)
+    assert events(logs).count("engine_renewed") == 2
 
 
 def test_files_that_do_not_work_are_told_once_and_never_reach_it(scene: Scene) -> None:

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from broker.backoff import Backoff
+from broker.control import Heartbeat, Poll
 from broker.machine import Wakeup
 from broker.messages import Ack, ConnectorState, HubState, Last, encode
 from broker.topics import Topic
@@ -18,6 +19,7 @@ from cloud.ingest import (
     Connected,
     Disconnected,
     Event,
+    Heard,
     Ingest,
     NewestRead,
     PublishLast,
@@ -317,6 +319,15 @@ def test_states_are_stored_in_order_and_not_acknowledged() -> None:
         )
     ]
     assert ingest.handle(DONE, 3.0) == []
+
+
+@pytest.mark.parametrize("signal", [Heartbeat(EPOCH, 7, T0), Poll(EPOCH, 7, T0)], ids=["heartbeat", "poll"])
+def test_a_life_sign_that_was_retained_says_nothing(signal: Heartbeat | Poll) -> None:
+    """Some engines keep one if its hub says so; else a dead hub would live again at each connection of the cloud service."""
+    channel = Topic.heartbeat if isinstance(signal, Heartbeat) else Topic.poll
+    where, content = str(channel(FLEET, SITE, "pc-1")), encode(signal)
+    assert machine().handle(Arrived(where, content, T0, retained=True), 1.0) == []
+    assert machine().handle(Arrived(where, content, T0), 1.0) == [Heard(SITE, "pc-1", signal, T0)]
 
 
 # --- Newest values ---------------------------------------------------------------------------------------------------

@@ -1,8 +1,4 @@
-"""One broker per engine and place, for all tests of the suite; with pytest-xdist, an engine's tests share a worker.
-
-What follows from who one is, the rights, is tested at a site's and at the cloud's broker; all else is the same at both, and is
-tested where the engine belongs.
-"""
+"""One broker per engine and place, for all tests of the suite that run there."""
 
 from __future__ import annotations
 
@@ -17,32 +13,70 @@ import pytest
 from broker.engines.child import _MORE_PLACES
 from config import provision
 from config.ports import free_ports
-from config.principal import CLOUD_SITE
 from tests.conformance.engines import PROGRAMS, EngineName
 from tests.conformance.ground import SITE, Ground, provision_fleet
+from tests.conformance.places import HOMES, at
 
-HOMES: Final[tuple[tuple[EngineName, str], ...]] = (("amqtt", SITE), ("mosquitto", SITE), ("nats", CLOUD_SITE))
-"""Where each engine is tested in everything."""
-BEYOND: Final[tuple[tuple[EngineName, str], ...]] = (("amqtt", CLOUD_SITE), ("mosquitto", CLOUD_SITE), ("nats", SITE))
-"""Where it is tested in what depends on the place."""
-AT_BOTH: Final = "test_rights"
 LAST: Final = "test_who_never_gets_to_a_session_is_cut_in_time"
-"""Looks at connections that have been open all the time: at the end there is nothing left to wait for."""
+"""Looks at connections that have been open all the time: the later, the less there is to wait for."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "ground" in metafunc.fixturenames:
-        places = HOMES + BEYOND if metafunc.module.__name__.endswith(AT_BOTH) and not _is_at_home(metafunc) else HOMES
-        params = [
-            pytest.param(
-                place,
-                id=f"{place[0]}-{'cloud' if place[1] == CLOUD_SITE else 'site'}",
-                marks=pytest.mark.xdist_group(f"conformance-{place[0]}"),
-            )
-            for place in places
-        ]
-        metafunc.parametrize("ground", params, indirect=True, scope="session")
+    """Run a test where each engine belongs, unless it says otherwise."""
+    said = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    if "ground" in metafunc.fixturenames and "ground" not in said:
+        metafunc.parametrize("ground", at(*HOMES), indirect=True)
 
 
-def _is_at_home(metafunc: pytest.Metafunc) -> bool:
-    return metafunc.definition.get_closest_marker("at_home") is not None
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what looks back at a broker's life to the end of it."""
+    for late in [item for item in items if getattr(item, "originalname", None) == LAST]:
+        items.remove(late)
+        items.insert(max(at for at, item in enumerate(items) if _ground_of(item) == _ground_of(late)) + 1, late)
+
+
+def _ground_of(item: pytest.Item) -> object:
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get("ground")
+
+
+@pytest.fixture(scope="session")
+def rival(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a foreign fleet, with a hub of the same site and name."""
+    folder = tmp_path_factory.mktemp("rival") / "fleet"
+    provision.init(folder, "rival")
+    provision.hub(folder, "pc-1", SITE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the fleet of which every broker gets a copy."""
+    folder = tmp_path_factory.mktemp("provisioned") / "fleet"
+    provision_fleet(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ground(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, rival: Path, provisioned: Path
+) -> Iterator[Ground]:
+    """Run a broker for every test of one engine at one place."""
+    engine, place = cast(tuple[EngineName, str], request.param)
+    program = PROGRAMS[engine]
+    if program is not None and not _is_here(program):
+        pytest.skip(f"{program} is not installed")
+    (port,) = free_ports(1)
+    this = Ground(engine, place, tmp_path_factory.mktemp(f"{engine}-"), rival, f"127.0.0.1:{port}")
+    shutil.copytree(provisioned, this.fleet)
+    try:
+        this.start()
+        yield this
+    finally:
+        this.stop()
+
+
+def _is_here(program: str) -> bool:
+    places = [*_MORE_PLACES, str(Path(sys.executable).parent)]
+    return any(shutil.which(program, path=place) for place in (None, *places))

@@ -34,6 +34,7 @@ class Check(Enum):
     MANY_SESSIONS = "more than 16 sessions of one certificate"
     PERSISTENT_SESSION = "a session that is not clean"
     QOS_2 = "a message of QoS 2"
+    HEARD_QOS = "what is subscribed to with QoS 1 or 2"
     OTHER_VERSION = "another version of MQTT (3.1, 5)"
     LATE_CONNECT = "a connection without CONNECT"
     REVOKED = "a revoked certificate"
@@ -55,6 +56,7 @@ RULE: Final[Mapping[Check, str]] = {
     Check.MANY_SESSIONS: "are refused",
     Check.PERSISTENT_SESSION: "is refused at CONNECT",
     Check.QOS_2: "ends the session",
+    Check.HEARD_QOS: "comes with QoS 0",
     Check.OTHER_VERSION: "is refused at CONNECT",
     Check.LATE_CONNECT: "is closed within 15 s",
     Check.REVOKED: "is refused in the handshake",
@@ -92,8 +94,8 @@ _UNHEARD_WILL: Final = Difference(
 )
 _RETAINED: Final = Difference(
     "is kept",
-    "it is the hub's own, and the cloud stores it once however often it comes; a kept heartbeat speaks for no other hub",
-    "tests/cloud/test_ingest.py::test_committed_message_that_comes_again_is_stored_again_and_acknowledged_again",
+    "it is the hub's own, and the cloud stores it once however often it comes; a heartbeat or poll that was kept, it ignores",
+    "tests/cloud/test_ingest.py::test_a_life_sign_that_was_retained_says_nothing",
 )
 _ODD: Final = Difference(
     "is delivered",
@@ -104,6 +106,11 @@ _MANY: Final = Difference(
     "are served",
     "each costs what any session costs, all together no more than the engine's limits; revoking the certificate ends them all",
     f"{_HERE}/test_trust.py::test_revocation_and_new_members_count_without_a_restart_and_disturb_nobody",
+)
+_HEARD_QOS: Final = Difference(
+    "comes with QoS 1 if it was published so",
+    "no acknowledgement between hops deletes anything, so nobody relies on either",
+    "tests/hub/test_courier.py::test_every_message_is_acknowledged_at_last_whatever_is_lost",
 )
 _PERSISTENT: Final = Difference(
     "is served",
@@ -146,6 +153,7 @@ DIFFERENCES: Final[Mapping[EngineName, Mapping[Check, Difference]]] = {
             "it arrives as one of QoS 0 or 1 would: subscribers of ours ask for no more",
             f"{_HERE}/test_messages.py::test_qos_2_is_not_part_of_the_contract",
         ),
+        Check.HEARD_QOS: _HEARD_QOS,
         Check.OTHER_VERSION: Difference(
             "is served",
             "identity, rights and limits are the same in every version",
@@ -157,9 +165,9 @@ DIFFERENCES: Final[Mapping[EngineName, Mapping[Check, Difference]]] = {
             f"{_HERE}/test_messages.py::test_a_flood_of_connections_stalls_nobody_for_long",
         ),
         Check.SHARES: Difference(
-            "lose what falls to a stranger",
-            "hubs send it again until a worker has it; call `cloud.workers` what nobody guesses, and nobody can join",
-            "tests/hub/test_courier.py::test_a_message_is_sent_again_when_its_time_is_out",
+            "lose what falls to a stranger who knows their name",
+            "its end is a digest of the cloud's key, which nobody else can know; and hubs send again what no worker has stored",
+            f"{_RIGHTS}::test_the_share_of_the_ingest_workers_is_joined_by_nobody_else",
         ),
     },
     "nats": {
@@ -180,6 +188,7 @@ DIFFERENCES: Final[Mapping[EngineName, Mapping[Check, Difference]]] = {
         Check.LONG_TOPIC: _ODD,
         Check.MANY_SESSIONS: _MANY,
         Check.PERSISTENT_SESSION: _PERSISTENT,
+        Check.HEARD_QOS: _HEARD_QOS,
         Check.REVOKED: Difference(
             "is refused at CONNECT",
             "nats-server knows no revocation list; Hubline answers it for each connection",

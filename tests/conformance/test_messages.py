@@ -159,6 +159,25 @@ def test_qos_2_is_not_part_of_the_contract(ground: Ground) -> None:
     ground.tell(story)
 
 
+def test_what_is_heard_has_no_higher_qos_than_it_was_published_with(ground: Ground) -> None:
+    """A broker that raised it would keep queues that nobody has asked for."""
+
+    async def story(visit: Visit) -> None:
+        topic, came = str(readings_of(PC_1)), set[int]()
+        teller = await visit.join(PC_1)
+        for wanted in (1, 2):
+            heard = await visit.listen(READER, topic, qos=wanted)
+            for qos in (0, 1):
+                teller.send(raw.publish(topic, b"x", qos=qos))
+                got = (await heard.packet())[0] >> 1 & 3
+                assert got <= qos
+                came.add(got)
+        expects = {"comes with QoS 0": {0}, "comes with QoS 1 if it was published so": {0, 1}}
+        assert came == expects[ground.expects(Check.HEARD_QOS)]
+
+    ground.tell(story)
+
+
 # --- Many, slow and greedy -------------------------------------------------------------------------------------------------
 
 
