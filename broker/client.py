@@ -23,7 +23,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from broker.client_stream import ClientStream, socket_class
+from broker.client_stream import TICK_S, ClientStream, socket_class
 from broker.proxy import Proxy, tunnel
 from broker.runner import monotonic_s
 from broker.tls import ALPN, NamedContext, describe_tls_error
@@ -32,8 +32,6 @@ from config.endpoint import split_endpoint
 from config.errors import RefusedError, TransportError
 
 HTTPS_PORT: Final = 443
-_MISC_S: Final = 1.0
-"""How often paho looks after its keep alive."""
 _PACKETS_PER_TURN: Final = 64
 """Of paho's own packets, in a row."""
 log = structlog.get_logger(__name__)
@@ -118,25 +116,27 @@ class Session:
         self._client = self._make_client()
         self._thread = threading.Thread(target=self._connect, name=f"mqtt {options.client_id}", daemon=True)
         self._in_loop = isinstance(self._loop, asyncio.SelectorEventLoop) and not options.in_thread
+        self._begun = False
         self._attached = False  # Reading and writing, in the event loop.
+        self._pumping = False  # Or in the thread, which closes the socket when it likes.
+        self._reading_on = False
         self._tick: asyncio.TimerHandle | None = None
         self._flushing = False
         self._writing = False
         self._wake_reader: socket.socket | None = None
         self._wake_writer: socket.socket | None = None
-        if not self._in_loop:
-            self._wake_reader, self._wake_writer = socket.socketpair()
-            self._wake_writer.setblocking(False)
         self._inbox: deque[SessionEvent] = deque()
         self._inbox_lock = threading.Lock()
         self._ended = asyncio.Event()
         self._opened = False
         self._closing = False
+        self._aborted = False
         self._over = False
         self._published = 0  # Counted in the event loop,
         self._acknowledged = 0  # and where the stream is read: two counters need no lock.
         self._tls_error: ssl.SSLError | None = None
         self._socket: socket.socket | None = None
+        self._socket_lock = threading.Lock()  # What the thread has closed may be another session's by now.
         self.dropped = 0
 
     @property
@@ -146,6 +146,12 @@ class Session:
 
     def open(self) -> None:
         """Begin to connect; `Opened`, `Refused` or `Lost` follows within CONNECT_TIMEOUT_S."""
+        if self._over:
+            return
+        if not self._in_loop:
+            self._wake_reader, self._wake_writer = socket.socketpair()
+            self._wake_writer.setblocking(False)
+        self._begun = True
         self._thread.start()
         self._loop.call_later(limits.CONNECT_TIMEOUT_S, self._give_up)
 
@@ -154,7 +160,7 @@ class Session:
 
         There is no promise of delivery; what must arrive is acknowledged end to end.
         """
-        if not self._opened or self._over or self.in_flight >= limits.SESSION_IN_FLIGHT_MAX:
+        if not self._usable or self.in_flight >= limits.SESSION_IN_FLIGHT_MAX:
             self.dropped += 1
             return False
         self._published += 1
@@ -167,18 +173,20 @@ class Session:
 
     def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
         """Subscribe to topic filters, each with its QoS. Retained messages that match are received again each time."""
-        if self._opened and not self._over:
+        if self._usable:
             self._client.subscribe(list(filters))
+            self._line_up()
 
     def unsubscribe(self, topic_filters: Sequence[str]) -> None:
         """End subscriptions; what is on its way may still come."""
-        if self._opened and not self._over:
+        if self._usable:
             self._client.unsubscribe(list(topic_filters))
+            self._line_up()
 
     async def close(self) -> None:
         """Send a clean DISCONNECT, so that the broker drops the will, and wait until the connection is gone."""
         self._closing = True
-        if self._thread.is_alive() or self._attached:
+        if self._begun and not self._ended.is_set():
             self._client.disconnect()
             try:
                 await asyncio.wait_for(self._ended.wait(), limits.CLOSE_TIMEOUT_S)
@@ -198,17 +206,37 @@ class Session:
             self._abort()
             self._finish(Lost(f"no answer within {limits.CONNECT_TIMEOUT_S:g} s", None))
 
+    @property
+    def _usable(self) -> bool:
+        return self._opened and not self._over and not self._closing
+
+    def _line_up(self) -> None:
+        """Have paho's packet written before whatever is published from now on: an answer may come at once."""
+        if not self.options.mqtt5:  # There paho has a line of its own.
+            self._client.loop_write()
+
     def _finish(self, event: SessionEvent) -> None:
+        """Report the end once; whatever ends a session that we are closing, it is closed."""
         if not self._over:
             self._over = True
-            self._report(event)
+            self._report(Closed() if self._closing else event)
 
     def _abort(self) -> None:
-        if self._socket is not None:
-            try:
-                self._socket.shutdown(socket.SHUT_RDWR)  # Wakes the thread; it closes the socket.
-            except OSError:
-                pass  # Already gone.
+        """End at once, or as soon as a system call lets the thread go."""
+        self._aborted = True
+        if self._attached:
+            self._end()
+            return
+        with self._socket_lock:
+            if not self._pumping:
+                _hang_up(self._socket)
+        self._wake()
+
+    def _note_end(self) -> None:
+        """Take note that the thread has ended, and with it the connection."""
+        if self._wake_writer is not None:
+            self._wake_writer.close()
+        self._ended.set()
 
     def _drain(self) -> None:
         with self._inbox_lock:
@@ -237,25 +265,27 @@ class Session:
     def _attach(self) -> None:
         """Go on in the event loop where the thread has connected."""
         sock = self._client.socket()
-        if sock is None or self._over or self._closing:
+        if sock is None or self._over or self._closing or self._aborted:
             self._end()
             return
         self._attached = True
         self._client.on_socket_close = self._detach
         self._loop.add_reader(sock, self._readable)
-        self._tick = self._loop.call_later(_MISC_S, self._look_after)
+        self._tick = self._loop.call_later(TICK_S, self._look_after)
         self._flush()
 
     def _readable(self) -> None:
         if not self._read():
             self._end()
-        elif self._stream.has_more:
+        elif self._stream.has_more and not self._reading_on:
+            self._reading_on = True
             self._loop.call_soon(self._read_on)
-        self._drain()
         if self._stream.has_unsent:
             self._wake()
+        self._drain()
 
     def _read_on(self) -> None:
+        self._reading_on = False
         if self._attached:
             self._readable()
 
@@ -286,16 +316,17 @@ class Session:
         self._drain()
 
     def _look_after(self) -> None:
-        """Let paho send its pings, and see whether they are answered."""
-        if self._client.loop_misc() == MQTTErrorCode.MQTT_ERR_SUCCESS and self._attached:
-            self._tick = self._loop.call_later(_MISC_S, self._look_after)
+        if self._lives():
+            self._tick = self._loop.call_later(TICK_S, self._look_after)
+            if self._stream.has_unsent:
+                self._wake()
         else:
             self._end()
         self._drain()
 
     def _detach(self, _client: paho.Client, _userdata: object, sock: paho.SocketLike) -> None:
         """Let go of a socket that paho is about to close."""
-        if self._attached:
+        if self._attached and not self._loop.is_closed():
             self._loop.remove_reader(sock)
             self._loop.remove_writer(sock)
 
@@ -328,15 +359,25 @@ class Session:
         return True
 
     def _write(self) -> bool:
-        """Write what waits, ours and then paho's, and tell whether some of it still does."""
+        """Write what waits, ours and paho's, and tell whether some of it still does, for a socket that takes more."""
         try:
-            written = self._stream.flush()
+            while True:
+                if self._client.want_write():
+                    self._client.loop_write()
+                if not self._stream.has_unsent:
+                    return False
+                if not self._stream.flush():
+                    return not self._stream.must_read
         except OSError:
-            self._abort()  # Whoever reads learns of the end, and what was to blame.
+            _hang_up(self._socket)  # Whoever reads learns of the end, and what was to blame.
             return False
-        if written and self._client.want_write():
-            self._client.loop_write()
-        return not written or self._client.want_write()
+
+    def _lives(self) -> bool:
+        """Keep the session alive, and tell whether the broker gives signs of life."""
+        alive = self._stream.look_after(monotonic_s(), self._client.keepalive)
+        if not alive:
+            self._put(Lost("no life sign from the broker", self._stream.alive_at))
+        return alive
 
     def received(self, topic: str, payload: bytes, retain: bool) -> None:
         """Take a message off the stream."""
@@ -380,12 +421,12 @@ class Session:
         handed_over = False
         try:
             self._client.connect(host, port, self.options.keep_alive_s)
-            if self._closing:
-                self._client.disconnect()
             if self._in_loop:
                 self._loop.call_soon_threadsafe(self._attach)
                 handed_over = True
-            else:
+            elif not self._over and not self._closing:
+                with self._socket_lock:
+                    self._pumping = True
                 self._pump()
         except ssl.SSLCertVerificationError as exc:
             self._put(Refused(describe_tls_error(exc)))
@@ -408,9 +449,9 @@ class Session:
                 self._close_sockets()
                 self._put(Lost("connection ended", self._stream.alive_at))
                 try:
-                    self._loop.call_soon_threadsafe(self._ended.set)
+                    self._loop.call_soon_threadsafe(self._note_end)
                 except RuntimeError:
-                    pass  # The loop has closed before us: nobody waits.
+                    self._note_end()  # The loop has closed before us: nobody waits.
 
     def _pump(self) -> None:
         """Read and write until the connection has ended: for event loops that can't watch a socket (Windows' default)."""
@@ -420,28 +461,31 @@ class Session:
         with selectors.DefaultSelector() as ready:
             ready.register(woken, selectors.EVENT_READ)
             ready.register(sock, selectors.EVENT_READ)
-            while self._client.socket() is not None:
+            while not self._aborted and not self._loop.is_closed():
                 writes = selectors.EVENT_WRITE if self._write() else 0
                 if self._client.socket() is None:
                     return
                 ready.modify(sock, selectors.EVENT_READ | writes)
-                found = {key.fileobj for key, _ in ready.select(0.0 if self._stream.has_more else _MISC_S)}
+                found = {key.fileobj for key, _ in ready.select(0.0 if self._stream.has_more else TICK_S)}
                 if woken in found:
                     woken.recv(limits.CLIENT_READ_BYTES)
                 if (sock in found or self._stream.has_more) and not self._read():
                     return
-                if self._client.loop_misc() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                if not self._lives():
                     return
 
     def _close_sockets(self) -> None:
-        """Close what paho leaves open where the handshake failed, and ours."""
-        for each in (self._socket, self._wake_reader, self._wake_writer):
-            if each is not None:
-                each.close()
+        """Close what paho leaves open, and where a thread is woken; the other end is closed where it is used."""
+        with self._socket_lock:
+            for each in (self._socket, self._wake_reader):
+                if each is not None:
+                    each.close()
 
-    def _meet(self, sock: ssl.SSLSocket) -> None:
+    def _meet(self, sock: socket.socket) -> None:
         """Take the socket before its handshake, in which a silent peer may hold us: paho hands it out only after that."""
         self._socket = sock
+        if self._aborted:
+            raise ConnectionAbortedError("aborted")
 
     def _note_alert(self, alert: ssl.SSLError) -> None:
         self._tls_error = alert
@@ -451,7 +495,7 @@ class Session:
 
     def _tunnel(self, sock: socket.socket) -> None:
         assert self.options.proxy is not None
-        self._socket = sock  # A silent proxy may hold us: then this wakes the thread.
+        self._meet(sock)  # A silent proxy may hold us, too.
         tunnel(sock, self.options.proxy, self.options.endpoint)
 
     def _on_connect(
@@ -473,20 +517,11 @@ class Session:
         reason: ReasonCode,
         _props: Properties | None,
     ) -> None:
-        if self._closing:
-            self._put(Closed())
-        elif self._tls_error is not None:
+        if self._tls_error is not None:
             self._put(Refused(describe_tls_error(self._tls_error)))
         else:
-            silent = str(reason) == "Keep alive timeout"
-            if not silent:
-                self._stream.alive_at = monotonic_s()
-            self._put(
-                Lost(
-                    "no life sign from the broker" if silent else "the broker closed the connection",
-                    self._stream.alive_at,
-                )
-            )
+            self._stream.alive_at = monotonic_s()
+            self._put(Lost("the broker closed the connection", self._stream.alive_at))
 
     def _on_message(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
         self._put(Received(message.topic, bytes(message.payload), message.retain))
@@ -501,7 +536,7 @@ class Session:
     ) -> None:
         if any(reason.is_failure for reason in reasons):  # A cluster that has just lost a node does so for seconds.
             self._put(Lost("the broker did not take a subscription", self._stream.alive_at))
-            self._abort()
+            _hang_up(self._socket)
 
     def _on_publish(
         self, _client: paho.Client, _userdata: object, _mid: int, _reason: ReasonCode, _props: Properties | None
@@ -520,6 +555,15 @@ class Session:
                 self._loop.call_soon_threadsafe(self._drain)
             except RuntimeError:
                 pass  # The loop has closed: nobody listens any more.
+
+
+def _hang_up(sock: socket.socket | None) -> None:
+    """Wake whoever reads, at the end of what has come. The TLS layer stays, or that would be read as it came."""
+    if sock is not None:
+        try:
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        except OSError:
+            pass  # Already gone.
 
 
 def _plain(exc: OSError | ValueError) -> str:

@@ -2,8 +2,9 @@
 
 Paho reads a packet in four calls and makes several objects of each, in both directions: at a site of many hubs that was most of
 what a connector did. So its socket reads ahead, takes PUBLISH and PUBACK out of the stream itself, and hands paho only whole
-packets of the other kinds; and it writes the messages that wait in as few TLS records as they fit. Opening a session,
-subscribing, keep alive and the end stay paho's work, over the same socket.
+packets of the other kinds; and it writes whatever waits, paho's packets among it, in order and in as few TLS records as it
+fits. Opening a session, subscribing and the end stay paho's work, over the same socket. The keep alive is done here, since
+only here all life signs are seen: to paho a session that carries nothing but messages looks dead.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 _READS_PER_TURN: Final = 4
 """Others want to read and write, too; what is left makes the socket readable again."""
+
+TICK_S: Final = 1.0
+"""How often `look_after` is called: a ping is due when the next look would be too late."""
+
+_WRITES_PER_TURN: Final = 64
+"""Likewise: a megabyte in a row, to a peer that takes all of it at once."""
 
 _PUBLISH_QOS_2: Final = 0x04
 _FIRST_ID: Final = 0x8000
@@ -47,7 +54,7 @@ def _not_begun(_: object) -> NoReturn:
 
 
 class ClientStream:
-    """One connection's two directions, after `begin`. `publish` may be called in another thread than the rest.
+    """One connection's two directions, after `begin`. `publish` and `send` may be called in another thread than the rest.
 
     Without `own_packets` all packets are paho's: MQTT 5 says more in them than 3.1.1, which is what is read here.
     """
@@ -66,6 +73,11 @@ class ClientStream:
         self._unsent = b""
         self._unsent_count = 0
         self._next_id = _FIRST_ID
+        self._promised = False  # A packet that paho holds until it is written waits here, too.
+        self._leaving = False  # That packet is a DISCONNECT, behind which nothing may come.
+        self._written_at = self._pinged_at = 0.0
+        self.must_read = False
+        """Whether TLS can write no more before it has read."""
 
     @property
     def has_more(self) -> bool:
@@ -80,6 +92,21 @@ class ClientStream:
     def begin(self, read: Callable[[int], bytes], write: Callable[[bytes], int]) -> None:
         """Use a TLS socket's own methods, which raise OSError, and SSLWantReadError and the like where they would block."""
         self._read, self._write = read, write
+        self._written_at = monotonic_s()
+
+    def look_after(self, now: float, keep_alive_s: float) -> bool:
+        """Have a ping written if one direction was quiet, and tell whether the broker still counts as alive.
+
+        Whatever comes is a life sign. After a ping, it has `keep_alive_s` to give one (MQTT 3.1.1, 3.1.2.10 and 4.8).
+        """
+        if self.alive_at is None or self._leaving:
+            return True  # Opening and closing have limits of their own.
+        if self._pinged_at > self.alive_at:
+            return now - self._pinged_at < keep_alive_s
+        if now - min(self.alive_at, self._written_at) >= keep_alive_s - TICK_S:
+            self._waiting.appendleft((packets.PING, False))
+            self._pinged_at = now
+        return True
 
     # --- Out ----------------------------------------------------------------------------------------------------------
 
@@ -92,25 +119,44 @@ class ClientStream:
         self._waiting.append((packets.publish_once(topic, payload, packet_id, retain=retain), False))
 
     def flush(self) -> bool:
-        """Write what waits, and tell whether all of it went. Raises OSError."""
-        while self._unsent or self._waiting:
+        """Write what waits, up to a turn's share, and tell whether all of it went. Raises OSError."""
+        self.must_read = False
+        for _ in range(_WRITES_PER_TURN):
             if not self._unsent:
                 self._gather()
+            if not self._unsent:
+                return True
             try:
                 sent = self._write(self._unsent)
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+            except ssl.SSLWantReadError:
+                self.must_read = True
+                return False
+            except (ssl.SSLWantWriteError, BlockingIOError):
                 return False  # The same bytes again next time, as OpenSSL wants it.
+            self._written_at = monotonic_s()
             self._unsent = self._unsent[sent:]
             if not self._unsent and self._unsent_count:
                 self._traffic.settled(self._unsent_count)
                 self._unsent_count = 0
-        return True
+        return not self.has_unsent
 
-    def send(self, data: bytes) -> int:
-        """Write a packet of paho's, behind all that waits. Raises OSError, and SSLWantWriteError if it must wait."""
-        if not self.flush():
-            raise ssl.SSLWantWriteError("what came before is not written yet")
-        return self._write(data)
+    def send(self, packet: bytes) -> int:
+        """Take a packet of paho's, to be written with the next `flush`, behind all that waits.
+
+        Raises SSLWantWriteError until it is written, if paho goes by that: it closes the socket behind a DISCONNECT, and
+        counts the publishes that are its own.
+        """
+        leaving = packet[0] == packets.DISCONNECT
+        if self._own_packets and not leaving:
+            self._waiting.append((packet, False))
+            return len(packet)
+        if not self._promised:
+            self._waiting.append((packet, False))
+            self._promised, self._leaving = True, leaving
+        if self.has_unsent:
+            raise ssl.SSLWantWriteError("not written yet")
+        self._promised = False
+        return len(packet)
 
     def _gather(self) -> None:
         parts: list[bytes] = []
@@ -126,12 +172,8 @@ class ClientStream:
 
     def recv(self, size: int) -> bytes:
         """Return bytes of the next packet that is paho's, or none at the end of the stream. Raises OSError, SSLWantReadError."""
-        if not self._own_packets:
-            received = self._read(size)
-            self.alive_at = monotonic_s()
-            return received
         try:
-            if not self._for_paho and not self._fill():
+            if not self._for_paho and not (self._fill() if self._own_packets else self._fill_with_all()):
                 return b""
         except ProtocolError as exc:
             raise ConnectionError(f"the broker sent {exc.reason}") from exc
@@ -152,6 +194,13 @@ class ClientStream:
             return True
         raise ssl.SSLWantReadError("enough for one turn")
 
+    def _fill_with_all(self) -> bool:
+        """Read a whole TLS record: the rest of one that is read in parts would wait unseen within OpenSSL."""
+        self._for_paho = self._read(limits.CLIENT_READ_BYTES)
+        if self._for_paho:
+            self.alive_at = monotonic_s()
+        return bool(self._for_paho)
+
     def _scan(self) -> bool:
         """Take out the whole packets that are ours, up to one that is paho's; tell whether there is one."""
         inbound, at, self._unread = self._inbound, 0, False
@@ -169,7 +218,7 @@ class ClientStream:
                 break
             at = stop
         self._inbound = inbound[at:]
-        if puback_ids:
+        if puback_ids and not self._leaving:
             self._waiting.append((b"".join(packets.puback(each) for each in puback_ids), False))
         return bool(self._for_paho)
 

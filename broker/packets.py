@@ -23,6 +23,7 @@ CONNACK_WRONG_VERSION: Final = b"\x20\x02\x00\x01"
 CONNACK_WRONG_CLIENT_ID: Final = b"\x20\x02\x00\x02"
 CONNACK_BUSY: Final = b"\x20\x02\x00\x03"
 CONNACK_NOT_AUTHORIZED: Final = b"\x20\x02\x00\x05"
+PING: Final = b"\xc0\x00"
 PINGRESP: Final = b"\xd0\x00"
 SUBSCRIBED: Final = 0x00
 """Granted: QoS 0, whatever was asked for (3.8.4-6). In a clean session QoS 1 would promise no more than TCP does."""

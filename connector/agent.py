@@ -51,10 +51,13 @@ class Agent:
         self._bridge: Bridge | Watch
         self._runner: Runner[Event, Command] | Runner[Event, WatchCommand]
         if settings.connector.bridge == "engine":
-            self._bridge = watch = Watch(identity.fleet, identity.site, identity.name, SystemRandom())
+            keep_alive_s = settings.connector.keep_alive_s
+            self._bridge = watch = Watch(identity.fleet, identity.site, identity.name, SystemRandom(), keep_alive_s)
             self._runner = Runner(watch, self._execute)
         else:
-            self._bridge = bridge = Bridge(identity.fleet, identity.site, SystemRandom())
+            self._bridge = bridge = Bridge(
+                identity.fleet, identity.site, SystemRandom(), nodes=len(settings.cloud.endpoints)
+            )
             self._runner = Runner(bridge, self._execute)
         self._sessions: dict[Side, Session] = {}
         self._numbers = {Side.SITE: 0, Side.CLOUD: 0}

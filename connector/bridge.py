@@ -121,9 +121,14 @@ class _Crossing:
 
 
 class Lines:
-    """The sessions with both brokers: which are open, and when a lost one is opened again."""
+    """The sessions with both brokers: which are open, and when a lost one is opened again.
 
-    def __init__(self, random: Random):
+    The cloud broker has so many `nodes`: waits grow when all of them have failed in turn, since the next one may be well.
+    """
+
+    def __init__(self, random: Random, nodes: int = 1):
+        self._random = random
+        self._nodes = {Side.SITE: 1, Side.CLOUD: max(1, nodes)}
         self.open: Final = {Side.SITE: False, Side.CLOUD: False}
         self._opened_at = {Side.SITE: 0.0, Side.CLOUD: 0.0}
         self._next_at: dict[Side, float] = {}
@@ -140,7 +145,11 @@ class Lines:
         self._turn[side] += 1
         if was_open:
             self._backoff[side].lived(now - self._opened_at[side])
-        self._next_at[side] = now + self._backoff[side].next_s()
+        if self._turn[side] % self._nodes[side] == 0:
+            wait_s = self._backoff[side].next_s()
+        else:
+            wait_s = self._random.uniform(0.0, limits.BACKOFF_FIRST_S)
+        self._next_at[side] = now + wait_s
         return was_open
 
     def due(self, now: float) -> list[Connect]:
@@ -158,10 +167,10 @@ class Lines:
 class Bridge:
     """The bridge of one site. `counters` tells an operator what crossed and what was dropped, and why."""
 
-    def __init__(self, fleet: str, site: str, random: Random):
+    def __init__(self, fleet: str, site: str, random: Random, *, nodes: int = 1):
         self.fleet, self.site = fleet, site
         self.counters: Counter[str] = Counter()
-        self._lines = Lines(random)
+        self._lines = Lines(random, nodes)
         self._open: Final = self._lines.open
         self._crossing_of: Final = lru_cache(limits.TOPICS_REMEMBERED_MAX)(self._work_out)
         # QoS 0 where messages are many: a lost one comes again by its sender's retransmission.

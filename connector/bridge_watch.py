@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, TypeAlias
 
-from broker.engines.mosquitto_bridge import CONNECTED, notification_topic
+from broker.engines.mosquitto_bridge import CONNECTED, notification_topic, restart_max_s
 from broker.machine import Wakeup
 from broker.messages import Ack, Envelope, decode
 from broker.topics import Topic, hub_filter
@@ -116,10 +116,13 @@ WatchCommand: TypeAlias = Command | Unsubscribe | Tell
 class Watch:
     """Watches the bridge of one site's broker. `counters` tells an operator what the samples have shown."""
 
-    def __init__(self, fleet: str, site: str, connector_id: str, random: Random):
+    def __init__(
+        self, fleet: str, site: str, connector_id: str, random: Random, keep_alive_s: int = limits.KEEP_ALIVE_S
+    ):
         self.fleet, self.site = fleet, site
         self.counters: Counter[str] = Counter()
         self._random = random
+        self._doubt_s = limits.BRIDGE_DOUBT_S - limits.BRIDGE_RESTART_MAX_S + restart_max_s(keep_alive_s)
         self._lines = Lines(random)
         self._notice_topic = notification_topic(connector_id)
         self._ups = hub_filter(fleet, site, "+", "up")
@@ -190,7 +193,7 @@ class Watch:
         self._lines.opened(side, now)
         self._said.clear()
         if side is Side.CLOUD:
-            self._doubt_ends_at = now + limits.BRIDGE_DOUBT_S if self._doubted else None
+            self._doubt_ends_at = now + self._doubt_s if self._doubted else None
             return []
         self._notice_due_at = now + limits.BRIDGE_NOTICE_S
         return [Subscribe(side, ((self._notice_topic, 1),))]

@@ -6,9 +6,12 @@ import ssl
 from collections import deque
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from broker import packets
 from broker.client_stream import ClientStream
+from broker.runner import monotonic_s
 
 TOPIC = "hl1/acme/berlin/hub/pc-1/down/ack"
 CONNACK = packets.CONNACK_ACCEPTED
@@ -25,6 +28,7 @@ class Wire:
         self.chunks, self.takes, self.written = deque(chunks), takes, b""
         self.messages: list[tuple[str, bytes, bool]] = []
         self.over = 0
+        self.refused = b""
         self.stream = ClientStream(self, own_packets=own_packets)
         self.stream.begin(self.read, self.write)
 
@@ -34,7 +38,10 @@ class Wire:
         return self.chunks.popleft()
 
     def write(self, data: bytes) -> int:
+        assert data.startswith(self.refused), "OpenSSL would write the old bytes, and count them as of the new ones"
+        self.refused = b""
         if not self.takes:
+            self.refused = data
             raise ssl.SSLWantWriteError
         taken = data[: self.takes]
         self.takes -= len(taken)
@@ -143,8 +150,8 @@ def test_what_is_written_in_parts_arrives_whole_and_in_order(step: int) -> None:
         wire.takes = step
         wire.stream.flush()
     assert wire.over == 10, "at QoS 0 what is written is over, at QoS 1 what is acknowledged"
-    wire.takes = 2
     assert wire.stream.send(b"\xe0\0") == 2
+    wire.stream.flush()
     expected = [
         packets.publish_once(TOPIC, b"%d" % number, 0x8000 + number // 2)
         if number % 2
@@ -169,3 +176,209 @@ def test_before_the_socket_there_is_nothing_to_write_to() -> None:
     stream.publish(TOPIC, b"", 1, retain=False)
     with pytest.raises(ConnectionError, match="not connected"):
         stream.flush()
+
+
+def test_a_packet_of_paho_s_keeps_its_place_between_messages() -> None:
+    """A SUBSCRIBE that came behind what was published after it would miss the answers."""
+    wire = Wire()
+    wire.stream.publish(TOPIC, b"before", 0, retain=False)
+    assert wire.stream.send(b"\x82\x01s") == 3
+    wire.stream.publish(TOPIC, b"after", 0, retain=False)
+    wire.stream.flush()
+    assert wire.written == packets.publish(TOPIC, b"before") + b"\x82\x01s" + packets.publish(TOPIC, b"after")
+
+
+def test_nothing_comes_behind_a_goodbye() -> None:
+    """What arrives while it waits is not acknowledged any more, and a ping would be one packet too many."""
+    wire = Wire(PUBLISH_ONCE, takes=0)
+    with pytest.raises(ssl.SSLWantWriteError):
+        wire.stream.send(b"\xe0\0")
+    wire.for_paho()
+    assert wire.stream.look_after(monotonic_s() + 1000, 20)
+    wire.takes = 100
+    assert wire.stream.flush()
+    assert wire.stream.send(b"\xe0\0") == 2
+    assert wire.written == b"\xe0\0"
+
+
+def test_without_packets_of_ours_paho_hears_when_each_of_its_own_is_written() -> None:
+    """It counts publishes at QoS 0 by that."""
+    wire = Wire(takes=0, own_packets=False)
+    for _ in range(2):
+        with pytest.raises(ssl.SSLWantWriteError):
+            wire.stream.send(b"\x30\x03\0\x01a")
+        assert not wire.stream.flush()
+    wire.takes = 100
+    assert wire.stream.flush()
+    assert wire.stream.send(b"\x30\x03\0\x01a") == 5
+    assert wire.written == b"\x30\x03\0\x01a"
+
+
+def test_a_tls_record_is_read_as_a_whole_even_if_all_of_it_is_paho_s() -> None:
+    """The socket would not be readable for the rest."""
+    wire = Wire(PUBLISH * 3, own_packets=False)
+    assert wire.stream.recv(1) == PUBLISH[:1]
+    assert not wire.chunks
+    assert wire.stream.has_more
+    assert wire.for_paho() == (PUBLISH * 3)[1:]
+    assert not wire.stream.has_more
+
+
+def test_a_write_that_must_read_first_does_not_wait_for_room() -> None:
+    """The socket has room: watching for that would turn the event loop round and round."""
+    wire = Wire()
+
+    def write(_: bytes) -> int:
+        raise ssl.SSLWantReadError
+
+    wire.stream.begin(wire.read, write)
+    wire.stream.publish(TOPIC, b"", 1, retain=False)
+    assert not wire.stream.flush()
+    assert wire.stream.must_read
+    wire.stream.begin(wire.read, wire.write)
+    assert wire.stream.flush()
+    assert not wire.stream.must_read
+
+
+@pytest.mark.parametrize("quiet", ["reading", "writing", "both"])
+def test_a_quiet_direction_is_pinged_once_and_any_life_sign_will_do(quiet: str) -> None:
+    """A PINGRESP may wait behind megabytes: whoever sends those is alive."""
+    wire = Wire(PUBLISH, PUBLISH)
+    with pytest.raises(ssl.SSLWantReadError):
+        wire.stream.recv(1)
+    began = wire.stream.alive_at
+    assert began is not None
+    assert wire.stream.look_after(began + 10, 20)
+    assert not wire.stream.has_unsent
+    later = began + 1000
+    if quiet == "reading":
+        wire.stream._written_at = later
+    if quiet == "writing":
+        wire.stream.alive_at = later
+    wire.stream.publish(TOPIC, b"", 0, retain=False)
+    assert wire.stream.look_after(later, 20)
+    if quiet == "writing":
+        wire.stream.alive_at = later - 1  # It came before the ping.
+    assert wire.stream.look_after(later + 19, 20)
+    wire.stream.flush()
+    assert wire.written == packets.PING + packets.publish(TOPIC, b""), "in front of what waits"
+    assert not wire.stream.look_after(later + 20, 20)
+    wire.stream.alive_at = wire.stream._written_at = later + 20
+    assert wire.stream.look_after(later + 21, 20)
+
+
+def test_before_the_first_life_sign_nothing_is_pinged() -> None:
+    """A CONNECT comes first, and has a limit of its own."""
+    wire = Wire()
+    assert wire.stream.look_after(monotonic_s() + 1000, 20)
+    assert not wire.stream.has_unsent
+
+
+INBOUND = st.one_of(
+    st.builds(
+        lambda size, retain: packets.publish(TOPIC, bytes(size), retain=retain), st.integers(0, 400), st.booleans()
+    ),
+    st.builds(
+        lambda size, number: packets.publish_once(TOPIC, bytes(size), number), st.integers(0, 400), st.integers(1, 9)
+    ),
+    st.sampled_from([CONNACK, SUBACK, PUBACK, packets.PINGRESP]),
+)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("read"), st.integers(1, 9)),
+        st.tuples(st.just("room"), st.integers(0, 60)),
+        st.tuples(st.just("publish"), st.integers(0, 60)),
+        st.tuples(st.just("paho"), st.integers(0, 20)),
+        st.tuples(st.just("flush"), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@given(st.lists(INBOUND, max_size=20), st.lists(st.integers(1, 500), min_size=1, max_size=8), STEPS, st.booleans())
+def test_any_cut_of_any_packets_in_any_order_of_calls(
+    inbound: list[bytes], cuts: list[int], steps: list[tuple[str, int]], own: bool
+) -> None:
+    """Nothing is lost, doubled, moved or torn, in either direction."""
+    whole = b"".join(inbound)
+    chunks: list[bytes] = []
+    at = 0
+    while at < len(whole):
+        size = cuts[len(chunks) % len(cuts)]
+        chunks.append(whole[at : at + size])
+        at += size
+    wire = Wire(*chunks, takes=0, own_packets=own)
+    outbound: list[bytes] = []
+    for_paho = b""
+    held = b""
+    next_id = 0x8000
+
+    def paho(packet: bytes) -> bytes:
+        try:
+            assert wire.stream.send(packet) == len(packet)
+        except ssl.SSLWantWriteError:
+            return packet
+        return b""
+
+    for what, amount in steps:
+        match what:
+            case "read":
+                try:
+                    for_paho += wire.stream.recv(amount)
+                except ssl.SSLWantReadError:
+                    pass
+            case "room":
+                wire.takes += amount
+            case "publish" if own:
+                wire.stream.publish(TOPIC, bytes(amount), amount % 2, retain=False)
+                if amount % 2:
+                    outbound.append(packets.publish_once(TOPIC, bytes(amount), next_id))
+                    next_id += 1
+                else:
+                    outbound.append(packets.publish(TOPIC, bytes(amount)))
+            case "paho":
+                packet = held or b"\x82%c" % amount + bytes(amount)
+                if not held:
+                    outbound.append(packet)
+                held = paho(packet)
+            case _:
+                wire.stream.flush()
+    for_paho += wire.for_paho()
+    wire.takes = 1 << 20
+    while not wire.stream.flush():
+        pass
+    if held:
+        assert not paho(held)
+    is_ours = [own and packet[0] & 0xF0 in (packets.PUBLISH, packets.PUBACK) for packet in inbound]
+    assert for_paho == b"".join(packet for packet, ours in zip(inbound, is_ours, strict=True) if not ours)
+    messages = [p for p, ours in zip(inbound, is_ours, strict=True) if ours and p[0] & 0xF0 == packets.PUBLISH]
+    assert [len(payload) for _, payload, _ in wire.messages] == [_payload_size(packet) for packet in messages]
+    at_most_once = sum(packet[0] == packets.PUBLISH for packet in outbound)
+    assert wire.over == at_most_once + (inbound.count(PUBACK) if own else 0)
+    acknowledgements = [packets.puback(_packet_id(packet)) for packet in messages if packet[0] & 0x06]
+    written = _split(wire.written)
+    assert [packet for packet in written if packet[0] == packets.PUBACK] == acknowledgements
+    assert [packet for packet in written if packet[0] != packets.PUBACK] == outbound
+
+
+def _split(raw: bytes) -> list[bytes]:
+    found: list[bytes] = []
+    at = 0
+    while at < len(raw):
+        measured = packets.measure(raw, at)
+        assert measured is not None, "torn"
+        found.append(raw[at : measured[1]])
+        at = measured[1]
+    return found
+
+
+def _payload_size(packet: bytes) -> int:
+    measured = packets.measure(packet, 0)
+    assert measured is not None
+    return len(packets.parse_publish(packet[0], packet[measured[0] :])[2])
+
+
+def _packet_id(packet: bytes) -> bytes:
+    measured = packets.measure(packet, 0)
+    assert measured is not None
+    return packets.parse_publish(packet[0], packet[measured[0] :])[1]

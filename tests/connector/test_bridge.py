@@ -179,3 +179,19 @@ def test_one_side_lost_leaves_the_other_alone() -> None:
     assert commands == [Announce(Side.CLOUD, upstream_up=True)]
     assert this.is_open(Side.CLOUD)
     assert not this.is_open(Side.SITE)
+
+
+def test_the_next_node_of_a_cluster_is_tried_soon_however_often_others_have_failed() -> None:
+    """One of three nodes is dead: a site must not wait a minute for one of the other two."""
+    this, now = Bridge("acme", "berlin", Random(1), nodes=3), 0.0
+    this.handle(Started(), now)
+    waits: list[float] = []
+    for _ in range(30):
+        this.handle(Ended(Side.CLOUD), now)
+        deadline = this.deadline()
+        assert deadline is not None
+        waits.append(deadline - now)
+        now = deadline
+        this.handle(Wakeup(), now)
+    assert all(wait <= limits.BACKOFF_FIRST_S for position, wait in enumerate(waits, 1) if position % 3)
+    assert max(waits) > limits.BACKOFF_FIRST_S, "when all have failed in turn, it waits longer and longer"

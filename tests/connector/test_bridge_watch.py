@@ -188,6 +188,18 @@ def test_after_an_outage_a_proof_is_as_good_as_a_notice() -> None:
     assert this.handle(acked(5), now + 1) == [Tell(None), SITE_UP, CLOUD_UP, Unsubscribe(Side.SITE, (ACKS,))]
 
 
+def test_a_bridge_with_a_short_keep_alive_is_doubted_for_a_shorter_time() -> None:
+    """It waits less before it connects again."""
+    this = Watch("acme", "berlin", "berlin-1", Random(1), keep_alive_s=5)
+    for event in (Started(), Opened(Side.SITE), Opened(Side.CLOUD), CONNECTED):
+        this.handle(event, 0.0)
+    this.handle(Ended(Side.CLOUD), 10.0)
+    woken(this)
+    this.handle(Opened(Side.CLOUD), 20.0)
+    woken(this)
+    assert woken(this)[1] == 20.0 + limits.BRIDGE_DOUBT_S - limits.BRIDGE_RESTART_MAX_S + 5
+
+
 def test_after_an_outage_a_silent_bridge_on_a_silent_site_is_believed_in_time() -> None:
     """Only the connector's own session may have been lost: then no notice comes."""
     this = doubted()

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin") is None,
     reason="Mosquitto is not installed (package mosquitto)",
 )
-SHORT = {**QUICK, "HUBLINE_CONNECTOR__KEEP_ALIVE_S": "5", "HUBLINE_HUB__KEEP_ALIVE_S": "5"}
+SHORT = {**QUICK, "HUBLINE_CONNECTOR__KEEP_ALIVE_S": "3", "HUBLINE_HUB__KEEP_ALIVE_S": "5"}
 RELAY = """
 import asyncio, sys
 
