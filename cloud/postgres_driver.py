@@ -137,6 +137,9 @@ class Driver:
             raise translated(exc) from exc
         except asyncio.CancelledError as exc:
             raise OperationalError("was given up, since the process is about to end") from exc
+        except KeyboardInterrupt:
+            self._give_up_now()
+            raise
         finally:
             self._waiting = None
 
@@ -146,6 +149,14 @@ class Driver:
             self._loop.call_soon_threadsafe(self._drop)
         except RuntimeError:
             pass  # It is closed already.
+
+    def _give_up_now(self) -> None:
+        """End what Ctrl-C has left in the middle, and the connection with it: the server undoes the transaction."""
+        self._drop()
+        if self._waiting is not None:
+            self._loop.run_until_complete(asyncio.wait([self._waiting]))
+            if not self._waiting.cancelled():
+                self._waiting.exception()  # Nobody else will ask for it.
 
     def _drop(self) -> None:
         if self._waiting is not None:

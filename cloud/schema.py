@@ -245,7 +245,10 @@ def reader_engine(file: Path) -> Engine:
     uri = f"{file.absolute().as_uri()}?mode=ro"
 
     def connect() -> sqlite3.Connection:
-        return sqlite3.connect(uri, uri=True, timeout=limits.STORE_BUSY_TIMEOUT_S, isolation_level=None)
+        # For one thread at a time; the one that closes it is another.
+        return sqlite3.connect(
+            uri, uri=True, timeout=limits.STORE_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
 
     engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool)
     event.listen(engine, "begin", _begin)

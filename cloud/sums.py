@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Table, bindparam, select, update
 
 from broker.messages import Last
 from cloud.batch import NewestValue
-from cloud.rollups import Rank, Rollup, SensorSummary
+from cloud.rollups import BUCKETS_PER_HOUR, Rank, Rollup, SensorSummary
 from cloud.schema import ROLLUP_1H, ROLLUP_5MIN, SENSORS
 from cloud.statements import Prepared, greater, insert, lesser
 from config import limits
@@ -91,8 +91,14 @@ class Sums:
                 ts, _, value = newest
                 last = Last(ts, orjson.loads(value), count + summary.count)
                 self.newest.append(NewestValue(site, hub_id, name, last))
-            self.five_minutes += _rows(sensor_no, summary.buckets)
-            self.hours += _rows(sensor_no, summary.hours())
+            if len(summary.buckets) == 1:  # Most often so while a hub keeps up.
+                [(bucket, rollup)] = summary.buckets.items()
+                row = (sensor_no, rollup.count, rollup.minimum, rollup.maximum, rollup.total)
+                self.five_minutes.append((bucket, *row))
+                self.hours.append((bucket // BUCKETS_PER_HOUR, *row))
+            else:
+                self.five_minutes += _rows(sensor_no, summary.buckets)
+                self.hours += _rows(sensor_no, summary.hours())
 
 
 def new_sensors(known: Known, summaries: dict[str, SensorSummary]) -> list[str]:

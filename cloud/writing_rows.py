@@ -33,6 +33,9 @@ class Arrivals:
 
     items: dict[int, Message | RefusedMessage] = field(default_factory=dict)
     copies: int = 0
+    seqs: list[int] = field(default_factory=list)
+    """In order; and `runs`, the intervals of them. Both by `arrange`, when everything is in."""
+    runs: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, seq: int, item: Message | RefusedMessage) -> None:
         """Take one in."""
@@ -41,9 +44,14 @@ class Arrivals:
         else:
             self.items[seq] = item
 
+    def arrange(self) -> None:
+        """Put the seqs in order."""
+        self.seqs = sorted(self.items)
+        self.runs = list(ranges_of(self.seqs))
+
     def neighbourhood(self) -> list[tuple[int, int]]:
         """Return the (low, high) between which the coverage must be known, and the interval that begins before low."""
-        return [(first - 1, last + 1) for first, last in ranges_of(sorted(self.items))]
+        return [(first - 1, last + 1) for first, last in self.runs]
 
 
 @dataclass(slots=True)
@@ -86,18 +94,19 @@ class Rows:
                 streams[stream].add(seq, item)
         for stream, count in batch.copies:
             streams[stream].copies += count
+        for arrivals in streams.values():
+            arrivals.arrange()
         return dict(sorted(streams.items()))
 
     def take(self, stream: Stream, stream_no: int, hub_no: int, covered: Sequence[Sequence[int]]) -> None:
         """Add what the batch brings for one stream, which had these intervals in its neighbourhood."""
         arrivals = self.arrivals[stream]
-        seqs = sorted(arrivals.items)
-        before = self._cover(stream_no, seqs, covered)
-        fresh = [arrivals.items[seq] for seq in seqs if seq not in before]
+        before = self._cover(stream_no, arrivals.runs, covered)
+        fresh = [arrivals.items[seq] for seq in arrivals.seqs if seq not in before]
         messages = [item for item in fresh if isinstance(item, Message)]
         refused = [item for item in fresh if isinstance(item, RefusedMessage)]
         points = sum(self._take_message(stream_no, message) for message in messages)
-        duplicates = arrivals.copies + len(seqs) - len(fresh)
+        duplicates = arrivals.copies + len(arrivals.seqs) - len(fresh)
         received_ms = max((item.received_ms for item in arrivals.items.values()), default=0)
         self.answers += [(hub_no, message) for message in messages if isinstance(message.body, _ANSWERS)]
         self.quarantine += refused
@@ -118,11 +127,11 @@ class Rows:
             if known is not summary:
                 known.add(summary)
 
-    def _cover(self, stream_no: int, seqs: list[int], covered: Sequence[Sequence[int]]) -> Ranges:
-        """Add seqs to the coverage and return what it held near them before."""
+    def _cover(self, stream_no: int, runs: list[tuple[int, int]], covered: Sequence[Sequence[int]]) -> Ranges:
+        """Add intervals to the coverage and return what it held near them before."""
         before = Ranges((first, last) for first, last in covered)
         known = set(before)
-        after = set(Ranges((*known, *ranges_of(seqs))))
+        after = set(Ranges((*known, *runs)))
         kept = {first for first, _ in after}
         self.dropped_intervals += [(stream_no, first) for first, _ in known - after if first not in kept]
         self.intervals += [(stream_no, *interval) for interval in after - known]

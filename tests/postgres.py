@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -76,6 +77,8 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self.used: list[str] = []
         """Databases with empty tables, from tests before."""
+        self.made: list[tuple[Any, ...]] = []
+        """What is in such a database."""
         if os.geteuid() == 0:
             shutil.chown(self.folder, "postgres", "postgres")
         subprocess.run(
@@ -83,7 +86,7 @@ class Server:
                 *self._as_somebody,
                 *(self._programs / "initdb", "--pgdata", self.folder / "pg", "--username", "postgres"),
                 *("--auth-local", "trust", "--auth-host", "scram-sha-256", "--encoding", "UTF8", "--locale", "C"),
-                "--no-sync",
+                *("--no-sync", "--no-instructions"),
             ],
             check=True,
             stdout=subprocess.DEVNULL,
@@ -160,6 +163,17 @@ class Server:
         """Read rows as the administrator, with the driver alone; works in an event loop too, which it holds up."""
         return _beside(lambda: asyncio.run(self._query(sql, parameters, database)))
 
+    @contextmanager
+    def reading(self, database: str) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+        """Return what reads rows as `query` does, all with one connection."""
+        loop = asyncio.new_event_loop()  # Runs in one thread after the other.
+        connection = _beside(lambda: loop.run_until_complete(self._connect(database)))
+        try:
+            yield lambda sql: list(map(tuple, _beside(lambda: loop.run_until_complete(connection.fetch(sql)))))
+        finally:
+            _beside(lambda: loop.run_until_complete(connection.close()))
+            loop.close()
+
     async def _execute(self, sql: str, database: str) -> None:
         connection = await self._connect(database)
         try:
@@ -205,6 +219,12 @@ class Postgres:
         """Read rows with the driver alone; works in an event loop too, which it holds up."""
         return self.server.query(sql, *parameters, database=self.name)
 
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+        """Return what reads rows, all with one connection, and otherwise as `query` does."""
+        with self.server.reading(self.name) as read:
+            yield read
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Server]:
@@ -237,6 +257,7 @@ def prepared_template(postgres_server: Server) -> str:
     store = PostgresStore(postgres_server.url("prepared"), FLEET)
     store.open()
     store.close()
+    postgres_server.made = postgres_server.query(_OBJECTS, database="prepared")
     return "prepared"
 
 
@@ -250,26 +271,37 @@ def prepared_postgres(postgres_server: Server, prepared_template: str) -> Iterat
     try:
         yield Postgres(postgres_server, name)
     finally:
-        if _emptied(Postgres(postgres_server, name), Postgres(postgres_server, prepared_template)):
+        if asyncio.run(_emptied(Postgres(postgres_server, name))):
             postgres_server.used.append(name)
         else:
             postgres_server.drop(name)
 
 
-_TABLES: Final = """
-SELECT string_agg(c.oid::regclass::text, ', ' ORDER BY c.oid::regclass::text) FROM pg_class c
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')"""
+_OBJECTS: Final = """
+SELECT c.relname, c.relkind::text, c.relispartition FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
+    AND c.relkind IN ('r', 'p', 'S', 'v')
+UNION ALL SELECT proname, 'f', false FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+UNION ALL SELECT tgname, 't', false FROM pg_trigger ORDER BY 1"""
 
 
-def _emptied(database: Postgres, template: Postgres) -> bool:
-    """Empty the tables for the next test, which is four times as fast as a new database; False if they were changed."""
-    [(tables,)] = database.query(_TABLES)
-    clients = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1"
-    if [(tables,)] != template.query(_TABLES) or database.server.query(clients, database.name) != [(0,)]:
-        return False
-    emptied = ", ".join(table for table in tables.split(", ") if table not in ("meta", "alembic_version"))
-    database.server.execute(f"TRUNCATE {emptied} RESTART IDENTITY", database.name)
-    return True
+async def _emptied(database: Postgres) -> bool:
+    """Empty the tables for the next test, which is many times as fast as a new database; False if they can't be."""
+    server = database.server
+    connection = await server._connect(database.name)
+    try:
+        objects = [tuple(row) for row in await connection.fetch(_OBJECTS)]
+        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
+        if objects != server.made or await connection.fetchval(others, database.name):
+            return False
+        kept = ("meta", "alembic_version")
+        steps = [
+            f"DELETE FROM {name}" for name, kind, part in objects if kind in "rp" and not part and name not in kept
+        ]
+        steps += [f"SELECT setval('{name}', 1, false)" for name, kind, _ in objects if kind == "S"]
+        await connection.execute(";".join(steps))
+        return True
+    finally:
+        await connection.close()
 
 
 def _as_postgres() -> list[str]:

@@ -16,7 +16,6 @@ from broker.runner import monotonic_s
 from config import limits
 from hub.sensors import Interval, SensorSettings, TimedValues, ValueSpec
 
-
 _CLOCKS_APART_MS = 1000
 """A wall clock that was set back by more than this is believed."""
 

@@ -81,7 +81,8 @@ def query(database: Path | Postgres, sql: str, *parameters: object) -> list[tupl
 def reading(database: Path | Postgres) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
     """Return what reads rows, all of them from one moment of SQLite."""
     if isinstance(database, Postgres):
-        yield database.query
+        with database.reading() as read:
+            yield read
         return
     with closing(sqlite3.connect(database)) as connection:
         yield lambda sql: connection.execute(sql).fetchall()

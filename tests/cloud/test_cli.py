@@ -19,6 +19,7 @@ from sqlalchemy import event
 from cloud.batch import Batch, RefusedMessage, Stream
 from cloud.cli import cloud
 from cloud.queries import Archive
+from cloud.readers import SqliteReader
 from cloud.reports import instant
 from cloud.store import Store
 from config import limits
@@ -127,7 +128,11 @@ def test_gap_record_explains_what_will_never_come(store: Store, settings_file: P
         ("UPDATE streams SET points = points + 1", "3 points are stored, 4 are counted"),
         ("UPDATE streams SET messages = messages + 1", "3 messages are stored, 4 are counted"),
         ("DELETE FROM messages WHERE seq = 2", "2 messages are stored, 3 are counted"),
-        ("UPDATE messages SET seq = 7 WHERE seq = 2", "seq 7 holds another message"),
+        ("UPDATE messages SET seq = 7 WHERE seq = 2", "seq 7 is stored, but not known to be"),
+        (
+            "UPDATE messages SET payload = (SELECT payload FROM messages WHERE seq = 3) WHERE seq = 2",
+            "seq 2 holds another message",
+        ),
         ("UPDATE messages SET points = 5 WHERE seq = 2", "seq 2 holds another message"),
         ("UPDATE messages SET payload = x'00' WHERE seq = 2", "seq 2 can't be read: a payload is damaged"),
         ("UPDATE messages SET codec = 9 WHERE seq = 2", "seq 2 can't be read: payload code 9 is unknown"),
@@ -209,9 +214,10 @@ def test_query_by_time_uses_the_index(store: Store, settings_file: Path) -> None
     """The last two hours of a hub must not cost a scan of all its months."""
     store.commit(batch(*(one(seq) for seq in range(1, 9))))
     executed: list[tuple[str, tuple[object, ...]]] = []
-    with Archive(settings_file.parent / "c.db") as archive:
+    source = SqliteReader(settings_file.parent / "c.db")
+    with Archive(source) as archive:
 
-        @event.listens_for(archive._engine, "before_cursor_execute")
+        @event.listens_for(source._engine, "before_cursor_execute")
         def remember(_c: object, _x: object, sql: str, parameters: tuple[object, ...], _y: object, _many: bool) -> None:
             executed.append((sql, parameters))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 import sqlite3
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +15,36 @@ from sqlalchemy import BigInteger, Column, Double, Integer, LargeBinary, SmallIn
 
 from cloud.batch import Batch, RefusedMessage, Stream
 from cloud.cli import cloud
+from cloud.copying import copy_database
 from cloud.nul import escape_nul, unescape_nul
-from cloud.schema import prepare, writer_engine
+from cloud.schema import writer_engine
 from cloud.store import Store
 from cloud.tables import SCHEMA
 from config.errors import HublineError
 from tests.cloud.api_desk import filled
-from tests.cloud.schemas import in_postgres, older_file
+from tests.cloud.schemas import connected, in_postgres, older_file
 from tests.cloud.stored import query
 from tests.cloud.wire import EPOCH, FLEET, OTHER_EPOCH, SITE, T0, batch, one
-from tests.postgres import PASSWORD, Postgres, postgres, postgres_server  # noqa: F401
+from tests.fleet import HUBLINE, until
+from tests.postgres import (  # noqa: F401
+    PASSWORD,
+    Postgres,
+    postgres,
+    postgres_server,
+    prepared_postgres,
+    prepared_template,
+)
 
+ROOT = Path(__file__).parents[2]
 WEEK_MS = 604_800_000
 EVIL = "a\0b\x1a0c\x1a"
 """NUL, which PostgreSQL refuses in text, and what stands for it there."""
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """A database in which every table has rows, messages of several weeks and of a wrong clock among them."""
-    made = tmp_path / "c.db"
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return a database in which every table has rows, messages of several weeks and of a wrong clock among them."""
+    made = tmp_path_factory.mktemp("content") / "c.db"
     made.write_bytes(filled())
     store = Store(made, FLEET)
     store.commit(batch(one(20), hub_id="pc-2", received_ms=T0 + WEEK_MS))
@@ -45,6 +57,14 @@ def file(tmp_path: Path) -> Path:
             if connection.scalar(select(text("count(*)")).select_from(table)) == 0:
                 connection.execute(insert(table).values({column.name: _made_up(column) for column in table.columns}))
     engine.dispose()
+    return made.read_bytes()
+
+
+@pytest.fixture
+def file(tmp_path: Path, content: bytes) -> Path:
+    """Return a database of this test's own."""
+    made = tmp_path / "c.db"
+    made.write_bytes(content)
     return made
 
 
@@ -62,10 +82,15 @@ def _made_up(column: Column[Any]) -> object:
 
 def copy(file: Path, url: str, fleet: str = FLEET) -> Result:
     """Run `hubline cloud copy` in this process."""
+    return CliRunner().invoke(cloud, ["copy", "-c", str(settings_of(file, fleet)), "--to", url])
+
+
+def settings_of(file: Path, fleet: str = FLEET) -> Path:
+    """Write the settings of a service with this database, and return their file."""
     made = file.with_name("cloud.toml")
     identity = f'[identity]\nfleet = "{fleet}"\nsite = "-"\nname = "cloud-1"\nca = "a"\ncert = "b"\nkey = "c"\n'
     made.write_text(f'{identity}[cloud]\ndatabase = "sqlite:///{file.name}"\n')
-    return CliRunner().invoke(cloud, ["copy", "-c", str(made), "--to", url])
+    return made
 
 
 def error_of(result: Result) -> str:
@@ -140,32 +165,30 @@ def test_service_goes_on_with_the_copy_and_refuses_late_repetitions(file: Path, 
     assert coverage == [[1, 1], [4, 5], [20, 23]]
 
 
-def test_prepared_but_empty_database_is_filled(file: Path, postgres: Postgres) -> None:  # noqa: F811
+def test_prepared_but_empty_database_is_filled(file: Path, prepared_postgres: Postgres) -> None:  # noqa: F811
     """Somebody has run `hubline cloud migrate` there first."""
-    in_postgres(postgres, lambda connection: prepare(connection, "test", FLEET))
-    assert copy(file, postgres.url).exit_code == 0
-    assert rows_of(file, postgres, "messages")[0] == rows_of(file, postgres, "messages")[1]
+    assert copy(file, prepared_postgres.url).exit_code == 0
+    assert rows_of(file, prepared_postgres, "messages")[0] == rows_of(file, prepared_postgres, "messages")[1]
 
 
 # --- Nothing ---------------------------------------------------------------------------------------------------------
 
 
-def test_copy_that_lacks_a_row_is_found_and_nothing_of_it_stays(file: Path, postgres: Postgres) -> None:  # noqa: F811
+def test_copy_that_lacks_a_row_is_found_and_nothing_of_it_stays(file: Path, prepared_postgres: Postgres) -> None:  # noqa: F811
     """Trust in the new database, and the end of the old one, rest on this."""
     lose = (
         "CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS"
         " $$ BEGIN IF NEW.seq = 20 THEN RETURN NULL; END IF; RETURN NEW; END $$"
     )
     in_postgres(
-        postgres,
-        lambda connection: prepare(connection, "test", FLEET),
+        prepared_postgres,
         lambda connection: connection.execute(text(lose)),
         lambda connection: connection.execute(
             text("CREATE TRIGGER lose BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION lose()")
         ),
     )
-    assert re.search("not complete: messages has [0-9]+ rows instead of", error_of(copy(file, postgres.url)))
-    assert postgres.query("SELECT count(*) FROM messages") == [(0,)]
+    assert re.search("not complete: messages has [0-9]+ rows instead of", error_of(copy(file, prepared_postgres.url)))
+    assert prepared_postgres.query("SELECT count(*) FROM messages") == [(0,)]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +201,7 @@ def test_copy_that_lacks_a_row_is_found_and_nothing_of_it_stays(file: Path, post
 )
 def test_copy_with_other_sums_is_found(
     file: Path,
-    postgres: Postgres,  # noqa: F811
+    prepared_postgres: Postgres,  # noqa: F811
     table: str,
     change: str,
     said: str,
@@ -189,12 +212,11 @@ def test_copy_with_other_sums_is_found(
         f"CREATE TRIGGER alter_row BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION alter_row()",
     )
     in_postgres(
-        postgres,
-        lambda connection: prepare(connection, "test", FLEET),
+        prepared_postgres,
         *(lambda connection, sql=sql: connection.exec_driver_sql(sql) for sql in alter),
     )
-    assert said in error_of(copy(file, postgres.url))
-    assert postgres.query("SELECT count(*) FROM streams") == [(0,)]
+    assert said in error_of(copy(file, prepared_postgres.url))
+    assert prepared_postgres.query("SELECT count(*) FROM streams") == [(0,)]
 
 
 def test_interrupted_copy_leaves_an_empty_database(file: Path, postgres: Postgres) -> None:  # noqa: F811
@@ -205,6 +227,37 @@ def test_interrupted_copy_leaves_an_empty_database(file: Path, postgres: Postgre
     connection.close()
     assert "hubs" in error_of(copy(file, postgres.url))
     assert tables_of(postgres) == []
+
+
+def test_copy_that_is_interrupted_in_the_middle_of_a_table_leaves_an_empty_database(
+    file: Path,
+    postgres: Postgres,  # noqa: F811
+) -> None:
+    """Ctrl-C may come while the driver asks for the next row."""
+
+    def seen(table: str, rows: int, total: int) -> None:
+        if table == "messages" and rows:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        copy_database(file, FLEET, postgres.url, seen)
+    assert tables_of(postgres) == []
+
+
+def test_ctrl_c_while_the_server_works_ends_with_one_line(file: Path, prepared_postgres: Postgres) -> None:  # noqa: F811
+    """A person who has thought better of it sees no traceback, and a script sees that it was a person."""
+    command = [*HUBLINE, "cloud", "copy", "-c", str(settings_of(file)), "--to", prepared_postgres.url]
+    blocked = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with connected(prepared_postgres) as other, other.begin():
+        other.exec_driver_sql("LOCK TABLE hubs")
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            until("it waits for the server", lambda: bool(prepared_postgres.query(blocked)))
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors.strip()) == (130, "hubline: interrupted")
+    assert prepared_postgres.query("SELECT count(*) FROM hubs") == [(0,)]
 
 
 def test_running_service_is_in_the_way_and_stays_unharmed(file: Path, postgres: Postgres) -> None:  # noqa: F811
@@ -221,8 +274,6 @@ def test_running_service_is_in_the_way_and_stays_unharmed(file: Path, postgres: 
 
 def test_service_cannot_acknowledge_while_a_copy_is_made(file: Path, postgres: Postgres) -> None:  # noqa: F811
     """A service manager may start it again too early."""
-    from cloud.copying import copy_database
-
     refused: list[str] = []
 
     def seen(table: str, rows: int, total: int) -> None:

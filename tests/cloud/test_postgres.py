@@ -134,11 +134,11 @@ def test_server_that_is_killed_in_the_middle_of_commits_loses_and_doubles_nothin
     try:
         server.create("fleet")
         database = Postgres(server, "fleet")
-        process = writer(database.url, 1, 40)
+        process = writer(database.url, 1, 20)
         assert process.stdout is not None
         acknowledged = 0
         for _ in range(2):
-            for _ in range(5):
+            for _ in range(4):
                 acknowledged = int(process.stdout.readline())
             server.kill()
             server.start()
@@ -149,7 +149,7 @@ def test_server_that_is_killed_in_the_middle_of_commits_loses_and_doubles_nothin
             assert database.query("SELECT count(*) % $1::int FROM messages", BATCH * HUBS) == [(0,)], "all or nothing"
         process.communicate(timeout=60)
         assert process.returncode == 0
-        check_complete(database, 40 * BATCH)
+        check_complete(database, 20 * BATCH)
     finally:
         server.close()
 
@@ -218,7 +218,7 @@ def test_closing_does_not_wait_for_a_lock_that_somebody_holds(prepared_postgres:
         outcome = await waiting
         done.set()
         await holding
-        other.close()
+        await asyncio.to_thread(other.close)
         return outcome
 
     assert asyncio.run(story()) is None

@@ -320,7 +320,7 @@ def test_service_that_was_away_goes_on_where_it_was(world: World) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"database": "postgresql://x/y"}, "must be sqlite:///FILE"),
+        ({"database": "postgresql+psycopg://x/y"}, "must be a URL like"),
         ({"database": "sqlite:///:memory:"}, "must be sqlite:///FILE"),
     ],
 )

@@ -114,7 +114,7 @@ def test_what_was_committed_while_the_notices_were_cut_off_is_learnt_afterwards(
             await until("it listens", lambda: following.listening)
             now = unix_ms()
             assert await worker.commit(batch(one(1, sent=now), hub_id="pc-1", received_ms=now)) is not None
-            await until("a notice has come", lambda: [word.hub_id for word in words] == ["pc-1"])
+            await until("a notice has come", lambda: {word.hub_id for word in words} == {"pc-1"})
             await until("and the newest value", lambda: lasts == {"pc-1": 1})
             postgres.query(
                 "select pg_terminate_backend(pid) from pg_stat_activity where query like 'LISTEN%' or query = 'SELECT 1'"

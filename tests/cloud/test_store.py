@@ -17,6 +17,7 @@ from broker.messages import Last
 from cloud.batch import Batch, Message, NewestValue, Outcome, RefusedMessage, Stream
 from cloud.rollups import BUCKET_MS
 from cloud.store import Store, Totals
+from cloud.tables import SCHEMA_VERSION
 from config import limits
 from config.errors import SettingsError
 from tests.cloud.stored import Content, content_of, duplicates_of, query
@@ -322,7 +323,7 @@ def test_commit_is_synced_to_the_disk_and_readers_are_not_blocked(store: Store, 
 @pytest.mark.parametrize(
     ("sql", "said"),
     [
-        ("UPDATE meta SET value = '3' WHERE name = 'schema_version'", "written by a newer Hubline"),
+        (f"UPDATE meta SET value = '{SCHEMA_VERSION + 1}' WHERE name = 'schema_version'", "written by a newer Hubline"),
         ("UPDATE meta SET value = '0' WHERE name = 'schema_version'", "written by an older Hubline"),
         ("UPDATE meta SET value = 'other' WHERE name = 'fleet'", "holds the fleet other, not acme"),
         ("DROP TABLE meta", "not one of Hubline's cloud"),
