@@ -54,6 +54,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("networks"))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """See that pytest-xdist has found the groups: with a pytest that it does not know yet, it passes over them in silence."""
+    grouped = [item for item in session.items if item.get_closest_marker("xdist_group") is not None]
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in grouped):
+        raise pytest.UsageError(
+            "pytest-xdist does not keep groups of tests together: it needs another version of pytest"
+        )
+
+
 def pytest_configure() -> None:
     """Mark this process, so that its descendants can be told from everything else on the machine."""
     os.environ[RUN] = secrets.token_hex(8)

@@ -136,7 +136,7 @@ def test_whatever_dies_is_named_and_the_verdict_follows(tmp_path: Path, unique_n
         report = running(fleet)
         assert report["path"] == "direct"
         # With up to 4 s of jitter.
-        said = rf"directly to the cloud at 127\.0\.0\.1:{fleet.cloud_port} in [45] min \d+ s"
+        said = rf"directly to the cloud at 127\.0\.0\.1:{fleet.cloud_port} in [45] min( \d+ s)?"
         assert re.search(said, str(report["verdict"]))
         assert "connector berlin-1 is gone, without a goodbye" in report["verdict"]
         assert "start the connector" in the(report, "connector", "problem")["todo"]
