@@ -305,6 +305,7 @@ async def flooding(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     while True:
         writer.write(packets.publish_once(UP, bytes(1000), 1) * 100)
         await writer.drain()
+        await asyncio.sleep(0)  # To a connection that has just broken, drain() lets nobody else tell of it.
 
 
 async def refusing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
