@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 import psutil
 import pytest
 
+from config.local_postgres import programs
 from config.ports import free_ports
 from tests.fleet import until
 
@@ -47,17 +48,9 @@ _QUIET: Final = {
 }
 
 
-def binaries() -> Path | None:
-    """Return the folder with PostgreSQL's server programs, or None if there are none."""
-    found = shutil.which("initdb")
-    places = [Path(found).resolve().parent] if found else []
-    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((place for place in places if (place / "postgres").exists() and (place / "initdb").exists()), None)
-
-
 def need_postgres() -> Path:
     """Return the folder with the server programs; skip the test where there are none."""
-    found = binaries()
+    found = programs()
     if found is None:
         pytest.skip("PostgreSQL's server programs are not installed (Debian: apt install postgresql)")
     if os.geteuid() == 0 and shutil.which("setpriv") is None:
