@@ -10,99 +10,41 @@ from __future__ import annotations
 import asyncio
 import selectors
 import socket
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 import paho.mqtt.client as paho
 import structlog
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from broker.client_stream import TICK_S, ClientStream, socket_class
-from broker.proxy import Proxy, tunnel
+from broker.client_dial import HTTPS_PORT, Dial
+from broker.client_events import Closed, Lost, Opened, Received, Refused, SessionEvent, SessionOptions, Will
+from broker.client_stream import TICK_S, ClientStream
 from broker.runner import monotonic_s
-from broker.tls import ALPN, NamedContext, describe_tls_error
+from broker.tls import describe_tls_error
 from config import limits
-from config.endpoint import split_endpoint
 from config.errors import RefusedError, TransportError
 
-HTTPS_PORT: Final = 443
+__all__ = [
+    "HTTPS_PORT",
+    "Closed",
+    "Lost",
+    "Opened",
+    "Received",
+    "Refused",
+    "Session",
+    "SessionEvent",
+    "SessionOptions",
+    "Will",
+]
+
 _PACKETS_PER_TURN: Final = 64
 """Of paho's own packets, in a row."""
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The broker has accepted the session."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The session never opened because one side said no: certificates, names or rights must change first."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The session could not be opened or has broken.
-
-    `alive_at` is when the peer was last known to live (monotonic), or None if never: for a connection that the peer's
-    system has closed, the moment of the close; for a silent one, the arrival of the last bytes.
-    """
-
-    reason: str
-    alive_at: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """We have closed the session ourselves."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A message of one of the subscriptions. `retain` says that it was waiting at the broker when we subscribed."""
-
-    topic: str
-    payload: bytes
-    retain: bool
-
-
-SessionEvent: TypeAlias = Opened | Refused | Lost | Closed | Received
-
-
-@dataclass(frozen=True, slots=True)
-class Will:
-    """What the broker publishes, retained, if the session ends without a clean DISCONNECT (MQTT 3.1.1, 3.1.2.5)."""
-
-    topic: str
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """Where to connect, as whom, and with what last will.
-
-    `tls` verifies the peer's name, whatever the address; it is a context of this session's own. On port 443 it offers
-    ALPN. With a `proxy` the connection goes through it. `mqtt5` is for what 3.1.1 has not: shared subscriptions.
-    `in_thread`: read and write in a thread, as where the event loop can't watch a socket.
-    """
-
-    endpoint: str
-    client_id: str
-    tls: NamedContext
-    will: Will | None = None
-    proxy: Proxy | None = None
-    keep_alive_s: int = limits.KEEP_ALIVE_S
-    mqtt5: bool = False
-    in_thread: bool = False
 
 
 class Session:
@@ -113,7 +55,9 @@ class Session:
         self._report = report
         self._loop = asyncio.get_running_loop()
         self._stream = ClientStream(self, own_packets=not options.mqtt5)
-        self._client = self._make_client()
+        self._dial = Dial(options, self._stream)
+        self._client = self._dial.client
+        self._set_callbacks()
         self._thread = threading.Thread(target=self._connect, name=f"mqtt {options.client_id}", daemon=True)
         self._in_loop = isinstance(self._loop, asyncio.SelectorEventLoop) and not options.in_thread
         self._begun = False
@@ -130,12 +74,9 @@ class Session:
         self._ended = asyncio.Event()
         self._opened = False
         self._closing = False
-        self._aborted = False
         self._over = False
         self._published = 0  # Counted in the event loop,
         self._acknowledged = 0  # and where the stream is read: two counters need no lock.
-        self._tls_error: ssl.SSLError | None = None
-        self._socket: socket.socket | None = None
         self._socket_lock = threading.Lock()  # What the thread has closed may be another session's by now.
         self.dropped = 0
 
@@ -223,13 +164,13 @@ class Session:
 
     def _abort(self) -> None:
         """End at once, or as soon as a system call lets the thread go."""
-        self._aborted = True
+        self._dial.given_up = True
         if self._attached:
             self._end()
             return
         with self._socket_lock:
             if not self._pumping:
-                _hang_up(self._socket)
+                self._dial.hang_up()
         self._wake()
 
     def _note_end(self) -> None:
@@ -265,7 +206,7 @@ class Session:
     def _attach(self) -> None:
         """Go on in the event loop where the thread has connected."""
         sock = self._client.socket()
-        if sock is None or self._over or self._closing or self._aborted:
+        if sock is None or self._over or self._closing or self._dial.given_up:
             self._end()
             return
         self._attached = True
@@ -369,7 +310,7 @@ class Session:
                 if not self._stream.flush():
                     return not self._stream.must_read
         except OSError:
-            _hang_up(self._socket)  # Whoever reads learns of the end, and what was to blame.
+            self._dial.hang_up()  # Whoever reads learns of the end, and what was to blame.
             return False
 
     def _lives(self) -> bool:
@@ -389,38 +330,19 @@ class Session:
 
     # --- In the thread ------------------------------------------------------------------------------------------------
 
-    def _make_client(self) -> paho.Client:
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=self.options.client_id,
-            clean_session=None if self.options.mqtt5 else True,  # MQTT 5 begins clean anyway, and ends so.
-            protocol=paho.MQTTv5 if self.options.mqtt5 else paho.MQTTv311,
-            reconnect_on_failure=False,
-        )
-        self.options.tls.sslsocket_class = socket_class(self._stream, self._meet, self._note_alert)
-        if split_endpoint(self.options.endpoint)[1] == HTTPS_PORT:
-            self.options.tls.set_alpn_protocols(ALPN)
-        if self.options.proxy is not None:
-            self.options.tls.before_handshake = self._tunnel
-        client.tls_set_context(self.options.tls)
-        if self.options.will is not None:
-            client.will_set(self.options.will.topic, self.options.will.payload, qos=1, retain=True)
-        client.connect_timeout = limits.CONNECT_TIMEOUT_S + limits.CLOSE_TIMEOUT_S  # Ours comes first, and says so.
-        client.max_inflight_messages_set(0)  # Bounded above: paho's own queue would hide what waits.
+    def _set_callbacks(self) -> None:
+        client = self._client
         client.on_socket_register_write = self._on_register_write
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_subscribe = self._on_subscribe
         client.on_publish = self._on_publish
-        return client
 
     def _connect(self) -> None:
-        proxy = self.options.proxy
-        host, port = split_endpoint(self.options.endpoint) if proxy is None else (proxy.host, proxy.port)
         handed_over = False
         try:
-            self._client.connect(host, port, self.options.keep_alive_s)
+            self._dial.connect()
             if self._in_loop:
                 self._loop.call_soon_threadsafe(self._attach)
                 handed_over = True
@@ -428,17 +350,8 @@ class Session:
                 with self._socket_lock:
                     self._pumping = True
                 self._pump()
-        except ssl.SSLCertVerificationError as exc:
-            self._put(Refused(describe_tls_error(exc)))
-        except ssl.SSLError as exc:
-            self._put(Refused(describe_tls_error(exc)) if exc.reason else Lost(str(exc), None))
-        except RefusedError as exc:
-            self._put(Refused(str(exc)))
-        except TransportError as exc:
-            self._put(Lost(str(exc), None))
-        except (OSError, ValueError) as exc:
-            at_proxy = proxy is not None and not isinstance(self._socket, ssl.SSLSocket)
-            self._put(Lost(f"proxy {proxy}: {_plain(exc)}" if at_proxy else _plain(exc), self._stream.alive_at))
+        except (RefusedError, TransportError, OSError, ValueError) as exc:
+            self._put(self._dial.failure(exc))
         except RuntimeError:
             pass  # The loop has closed before us: nobody listens any more.
         except Exception:
@@ -455,13 +368,13 @@ class Session:
 
     def _pump(self) -> None:
         """Read and write until the connection has ended: for event loops that can't watch a socket (Windows' default)."""
-        sock, woken = self._client.socket(), self._wake_reader
+        sock, woken, dial = self._client.socket(), self._wake_reader, self._dial
         assert sock is not None
         assert woken is not None
         with selectors.DefaultSelector() as ready:
             ready.register(woken, selectors.EVENT_READ)
             ready.register(sock, selectors.EVENT_READ)
-            while not self._aborted and not self._loop.is_closed():
+            while not dial.given_up and not self._loop.is_closed():
                 writes = selectors.EVENT_WRITE if self._write() else 0
                 if self._client.socket() is None:
                     return
@@ -477,26 +390,12 @@ class Session:
     def _close_sockets(self) -> None:
         """Close what paho leaves open, and where a thread is woken; the other end is closed where it is used."""
         with self._socket_lock:
-            for each in (self._socket, self._wake_reader):
+            for each in (self._dial.socket, self._wake_reader):
                 if each is not None:
                     each.close()
 
-    def _meet(self, sock: socket.socket) -> None:
-        """Take the socket before its handshake, in which a silent peer may hold us: paho hands it out only after that."""
-        self._socket = sock
-        if self._aborted:
-            raise ConnectionAbortedError("aborted")
-
-    def _note_alert(self, alert: ssl.SSLError) -> None:
-        self._tls_error = alert
-
     def _on_register_write(self, _client: paho.Client, _userdata: object, _sock: object) -> None:
         self._wake()
-
-    def _tunnel(self, sock: socket.socket) -> None:
-        assert self.options.proxy is not None
-        self._meet(sock)  # A silent proxy may hold us, too.
-        tunnel(sock, self.options.proxy, self.options.endpoint)
 
     def _on_connect(
         self,
@@ -517,8 +416,8 @@ class Session:
         reason: ReasonCode,
         _props: Properties | None,
     ) -> None:
-        if self._tls_error is not None:
-            self._put(Refused(describe_tls_error(self._tls_error)))
+        if self._dial.tls_error is not None:
+            self._put(Refused(describe_tls_error(self._dial.tls_error)))
         else:
             self._stream.alive_at = monotonic_s()
             self._put(Lost("the broker closed the connection", self._stream.alive_at))
@@ -536,7 +435,7 @@ class Session:
     ) -> None:
         if any(reason.is_failure for reason in reasons):  # A cluster that has just lost a node does so for seconds.
             self._put(Lost("the broker did not take a subscription", self._stream.alive_at))
-            _hang_up(self._socket)
+            self._dial.hang_up()
 
     def _on_publish(
         self, _client: paho.Client, _userdata: object, _mid: int, _reason: ReasonCode, _props: Properties | None
@@ -555,17 +454,3 @@ class Session:
                 self._loop.call_soon_threadsafe(self._drain)
             except RuntimeError:
                 pass  # The loop has closed: nobody listens any more.
-
-
-def _hang_up(sock: socket.socket | None) -> None:
-    """Wake whoever reads, at the end of what has come. The TLS layer stays, or that would be read as it came."""
-    if sock is not None:
-        try:
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        except OSError:
-            pass  # Already gone.
-
-
-def _plain(exc: OSError | ValueError) -> str:
-    """Return what the system says, without its error numbers."""
-    return (getattr(exc, "strerror", None) or str(exc) or type(exc).__name__).lower()

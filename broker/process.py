@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import orjson
-import structlog
 
-from config import limits
+from config import limits, log
 
 _STILL_TURNS: Final = max(1, int(limits.STATUS_STALE_S / limits.STATUS_INTERVAL_S / 2))
-log = structlog.get_logger(__name__)
+_log: Final = log.get(__name__)
 T = TypeVar("T")
 
 
@@ -36,11 +35,11 @@ def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         def on_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
             exc = context.get("exception")
             if isinstance(exc, Exception) and not isinstance(exc, OSError):
-                log.error("internal_error", what=str(context.get("message")), exc_info=exc)
+                _log.error("internal_error", what=str(context.get("message")), exc_info=exc)
                 faults.append(exc)
                 stop.set()
             else:  # A socket's own trouble; whoever uses it hears of it as a loss.
-                log.debug("loop_complained", what=str(context.get("message")), reason=str(exc))
+                _log.debug("loop_complained", what=str(context.get("message")), reason=str(exc))
 
         loop.set_exception_handler(on_exception)
 
@@ -125,5 +124,5 @@ class StatusFile:
             self._failed = False
         except OSError as exc:
             if not self._failed:
-                log.warning("status_not_written", file=str(self._file), reason=exc.strerror)
+                _log.warning("status_not_written", file=str(self._file), reason=exc.strerror or str(exc))
             self._failed = True

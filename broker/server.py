@@ -17,7 +17,7 @@ from broker.clock import unix_ms
 from broker.connection import Connection
 from broker.embedded import Engine
 from broker.gate import Sessions
-from broker.process import write_status
+from broker.process import StatusFile
 from broker.refusals import Refusals
 from broker.runner import monotonic_s
 from broker.tls import ServerContext
@@ -55,6 +55,7 @@ class Server:
         self._watchers: list[asyncio.Task[None]] = []
         self._none_left = asyncio.Event()
         self._stopped = False
+        self._status = StatusFile(settings.broker.data_dir / "status.json", self._describe, in_thread=True)
         self._log = log.get(__name__)
 
     # --- Its life --------------------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ class Server:
         self._watchers = [
             asyncio.create_task(self._watch_connections(), name="connections"),
             asyncio.create_task(self._watch_certificates(), name="certificates"),
-            asyncio.create_task(self._watch_status(), name="status"),
+            asyncio.create_task(self._status.keep(), name="status"),
         ]
         identity = self.settings.identity
         self._log.info("broker_started", fleet=identity.fleet, site=identity.site, listen=self.listen)
@@ -117,7 +118,7 @@ class Server:
         await self.engine.shutdown()
         if self._watchers:  # Else it never got so far as to tell anybody that it was there.
             self.listen = []
-            await self._write_status(self._status())
+            await asyncio.to_thread(self._status.write, self._describe())
             self._log.info("broker_stopped")
 
     async def _listen_on(self, endpoint: str) -> None:
@@ -219,32 +220,12 @@ class Server:
                     if connection.certificate_id is not None and self.tls.is_revoked(connection.certificate_id):
                         connection.expel("revoked", "its certificate has been revoked")
 
-    async def _watch_status(self) -> None:
-        """Renew the status file while something changes, and often enough to be seen as alive."""
-        written: dict[str, object] = {}
-        written_at = 0.0
-        failed = False
-        while True:
-            status = self._status()
-            if status != written or self.now() - written_at > limits.STATUS_STALE_S / 2:
-                written, written_at = status, self.now()
-                problem = await self._write_status(status)
-                if problem is not None and not failed:
-                    self._log.warning("status_not_written", reason=problem)
-                failed = problem is not None
-            await asyncio.sleep(limits.STATUS_INTERVAL_S)
-
-    async def _write_status(self, status: dict[str, object]) -> str | None:
-        content = {"role": "broker", "pid": os.getpid(), "ts": unix_ms(), **status}
-        try:
-            await asyncio.to_thread(write_status, self.settings.broker.data_dir / "status.json", content)
-        except OSError as exc:
-            return str(exc)
-        return None
-
-    def _status(self) -> dict[str, object]:
+    def _describe(self) -> dict[str, object]:
         engine = self.engine
         return {
+            "role": "broker",
+            "pid": os.getpid(),
+            "ts": unix_ms(),
             "listen": list(self.listen),
             "sessions": len(self.sessions),
             "counters": {

@@ -22,8 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.clock import unix_ms
 from broker.runner import monotonic_s
-from cloud.desk import Desk, HubKey, UnknownError
+from cloud.desk import Desk, UnknownError
 from cloud.fleet_schema import AUDIT
+from cloud.hub_key import HubKey
 from cloud.metrics import Metrics
 from cloud.tokens import Access, Failures, Tokens, read_tokens, write_use
 from cloud.tokens import Scope as TokenScope

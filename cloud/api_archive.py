@@ -17,8 +17,9 @@ from broker.ranges import Ranges
 from cloud import api_models as models
 from cloud.api_cursor import Number, Text, cursor_of, cut, place_of
 from cloud.api_queries import Window, hub_no
-from cloud.desk import HubKey
-from cloud.envelopes import EnvelopeReader, PlainReadings
+from cloud.blocks import corrected
+from cloud.envelopes import EnvelopeReader
+from cloud.hub_key import HubKey
 from cloud.payloads import PayloadCodec
 from cloud.rollups import BUCKET_MS, BUCKETS_PER_HOUR
 from cloud.schema import COVERAGE, GAPS, HUBS, MESSAGES, ROLLUP_1H, ROLLUP_5MIN, SENSORS, STREAMS
@@ -97,12 +98,11 @@ def _messages(connection: Connection, number: int, span: Span, place: _Place) ->
 
 def _readings_of(row: Any, span: Span) -> Iterator[models.Reading]:
     epoch, seq, _, body = EnvelopeReader().read(row.kind, PayloadCodec().unpack(row.codec, row.payload))
-    assert isinstance(body, PlainReadings)
+    assert isinstance(body, tuple)
     skew_ms = row.skew_ms or 0
-    for point in body.points:
-        ts = max(0, point.ts - skew_ms)
+    for ts, values in (point for block in corrected(body, skew_ms) for point in block.points()):
         if span.since_ms <= ts < span.until_ms:
-            for name, value in point.values.items():
+            for name, value in values.items():
                 if span.sensor is None or name == span.sensor or name.startswith(f"{span.sensor}."):
                     yield models.Reading(ts=ts, skew_ms=skew_ms, sensor=name, value=value, epoch=epoch, seq=seq)
 

@@ -13,7 +13,8 @@ from cloud import api_models as models
 from cloud.api_access import Administrator, Operator, Reader, TheDesk, trail_of
 from cloud.api_parameters import Key, OfConnection, OfGroup, OfHub, OfSite, PageOf, Since, Text, Until
 from cloud.api_queries import HubFilter, LogFilter, Window
-from cloud.desk import Desk, HubKey
+from cloud.desk import Desk
+from cloud.hub_key import HubKey
 from config import limits
 from config.errors import SettingsError
 

@@ -15,8 +15,9 @@ from sqlalchemy import Connection, func, select, tuple_
 from cloud import api_models as models
 from cloud.api_cursor import Number, Text, cursor_of, place_of
 from cloud.api_queries import AnyRow, Window, content_of, hub_no, page_of, seen_by
-from cloud.desk import HubKey, UnknownError
+from cloud.desk import UnknownError
 from cloud.fleet_schema import SETTINGS_DOCUMENTS, TASK_TARGETS, TASKS
+from cloud.hub_key import HubKey
 from cloud.schema import HUBS
 
 ENDED: Final = ("done", "failed", "refused", "expired", "cancelled")

@@ -9,7 +9,7 @@ from fastapi import Depends, Path, Query
 from broker.clock import unix_ms
 from cloud.api_models import LABEL, Connection
 from cloud.api_queries import Window
-from cloud.desk import HubKey
+from cloud.hub_key import HubKey
 from config import limits
 
 _UNIX_MS_MAX = 2**53

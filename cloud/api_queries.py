@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, func,
 
 from cloud import api_models as models
 from cloud.api_cursor import Number, Text, cursor_of, cut, place_of
-from cloud.desk import HubKey, UnknownError
+from cloud.desk import UnknownError
 from cloud.fleet_schema import (
     AUDIT,
     CONNECTION_LOG,
@@ -25,6 +25,7 @@ from cloud.fleet_schema import (
     REPORTED,
     SETTINGS_OF_HUBS,
 )
+from cloud.hub_key import HubKey
 from cloud.schema import HUBS
 from config import limits
 

@@ -14,7 +14,8 @@ from cloud.api_hubs import demand_site
 from cloud.api_orders import TaskFilter
 from cloud.api_parameters import OfHub, OfSite, PageOf, TaskNo, key_named
 from cloud.api_queries import HubFilter
-from cloud.desk import HubKey, UnknownError
+from cloud.desk import UnknownError
+from cloud.hub_key import HubKey
 from config.errors import SettingsError
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])

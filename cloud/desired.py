@@ -18,7 +18,8 @@ from typing import Final, TypeAlias
 from broker.backoff import Backoff
 from broker.control import DesiredSettings, SettingsReport
 from broker.machine import Wakeup
-from cloud.desired_scopes import Content, DocumentChanged, HubKey, Scope, Scopes, key_of, name_of
+from cloud.desired_scopes import Content, DocumentChanged, Scope, Scopes, key_of, name_of
+from cloud.hub_key import HubKey
 from config import limits, remote
 
 VERSION_MAX: Final = 2**53

@@ -11,13 +11,14 @@ from typing import Final, cast
 
 import msgspec
 import orjson
-from sqlalchemy import Connection, Row, Select, delete, func, select
+from sqlalchemy import Connection, Row, delete, func, select
 
 from broker.control import Reported, SettingsReport
 from cloud.desired import KnownHub, Records, Save
 from cloud.desired_groups import all_groups, groups_of
-from cloud.desired_scopes import FLEET, Content, DocumentChanged, HubKey, Scope, key_of, layers, merged_of, name_of
-from cloud.fleet_schema import GROUP_MEMBERS, REPORTED, SETTINGS_DOCUMENTS, SETTINGS_OF_HUBS
+from cloud.desired_scopes import FLEET, Content, DocumentChanged, Scope, key_of, layers, merged_of
+from cloud.fleet_schema import REPORTED, SETTINGS_DOCUMENTS, SETTINGS_OF_HUBS
+from cloud.hub_key import HubKey
 from cloud.schema import HUBS, STREAMS
 from cloud.statements import insert
 from config import limits, remote
@@ -288,22 +289,9 @@ def standing(connection: Connection, hub_no: int) -> Standing:
     return Standing(row.desired_version, row.desired_hash, desired_ms, _report(row), row.reported_ms, changes)
 
 
-def forget_hub(connection: Connection, hub_no: int) -> None:
-    """Delete all of this that concerns one hub, before its own row goes."""
-    table = SETTINGS_DOCUMENTS.c
-    name = name_of(_key(connection, hub_no))
-    connection.execute(delete(SETTINGS_DOCUMENTS).where(table.scope == "hub", table.name == name))
-    for concerned in (SETTINGS_OF_HUBS, GROUP_MEMBERS, REPORTED):
-        connection.execute(delete(concerned).where(concerned.c.hub_no == hub_no))
-
-
 def _key(connection: Connection, hub_no: int) -> HubKey:
-    row = connection.execute(_key_query(hub_no)).one()
+    row = connection.execute(select(HUBS.c.site, HUBS.c.hub).where(HUBS.c.hub_no == hub_no)).one()
     return row.site, row.hub
-
-
-def _key_query(hub_no: int) -> Select[tuple[str, str]]:
-    return select(HUBS.c.site, HUBS.c.hub).where(HUBS.c.hub_no == hub_no)
 
 
 def _report(row: Row[tuple[object, ...]]) -> SettingsReport | None:

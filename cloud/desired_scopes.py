@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
+from cloud.hub_key import HubKey
 from config import remote
 
-HubKey: TypeAlias = tuple[str, str]
-"""site, hub."""
 Scope: TypeAlias = Literal["fleet", "site", "group", "hub"]
 Layer: TypeAlias = tuple[Scope, str]
 Content: TypeAlias = dict[str, dict[str, Any]]

@@ -15,13 +15,11 @@ from sqlalchemy import Connection
 
 from broker.control import Presence
 from broker.messages import Value
+from cloud.hub_key import HubKey
 from config import limits
 from config.errors import HublineError
 
 T = TypeVar("T")
-
-HubKey: TypeAlias = tuple[str, str]
-"""Site and id of a hub."""
 
 Content: TypeAlias = Mapping[str, Mapping[str, Any]]
 """A document of settings: keys and values by section."""

@@ -7,25 +7,17 @@ These structs hold no cycles, so the garbage collector is told to leave thousand
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
 from broker.control import Logs, Reported, Results, decode_body
-from broker.messages import Envelope, Epoch, Events, Readings, Seq, UnixMs, ValueName, ValueText, decode
+from broker.messages import Envelope, Epoch, Events, Readings, Seq, UnixMs, ValueName, decode
+from cloud.blocks import Blocks, PlainPoint, blocks_of
 from config import limits
 from config.errors import ProtocolError
-
-PlainValue: TypeAlias = bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float | ValueText
-"""A `broker.messages.Value`; a larger integer is left to the contract's own reader, which makes a float of it."""
-
-
-class PlainPoint(Struct, frozen=True, gc=False):
-    """A `broker.messages.Point` whose names were checked by us."""
-
-    ts: UnixMs
-    values: Annotated[dict[str, PlainValue], Meta(min_length=1, max_length=limits.VALUES_MAX)]
 
 
 class PlainReadings(Struct, frozen=True, gc=False):
@@ -43,8 +35,8 @@ class ReadingsEnvelope(Struct, frozen=True, gc=False):
     body: PlainReadings
 
 
-Decoded: TypeAlias = PlainReadings | Events | Results | Reported | Logs | None
-"""A body; None for a kind that this version does not know."""
+Body: TypeAlias = Blocks | Events | Results | Reported | Logs | None
+"""A body, readings as blocks; None for a kind that this version does not know."""
 
 
 class RefusedBodyError(ProtocolError):
@@ -62,7 +54,7 @@ class EnvelopeReader:
         self._readings: Final = msgspec.json.Decoder(ReadingsEnvelope)
         self._names: set[str] = set()
 
-    def read(self, kind: str, payload: bytes) -> tuple[str, int, int, Decoded]:
+    def read(self, kind: str, payload: bytes) -> tuple[str, int, int, Body]:
         """Return epoch, seq, sent (Unix ms) and the body.
 
         Raises RefusedBodyError, or any other ProtocolError if not even the envelope can be read.
@@ -75,12 +67,13 @@ class EnvelopeReader:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 pass  # Not a verdict: the contract's own reader gives it.
             else:
-                if all(point.values.keys() <= self._names for point in quick.body.points) or self._learn(quick.body):
-                    return quick.epoch, quick.seq, quick.sent, quick.body
+                blocks = blocks_of(quick.body.points)
+                if all(block.columns.keys() <= self._names or self._learn(block.columns) for block in blocks):
+                    return quick.epoch, quick.seq, quick.sent, blocks
         return self._judge(kind, payload)
 
-    def _learn(self, body: PlainReadings) -> bool:
-        fresh = set[str]().union(*(point.values for point in body.points)) - self._names
+    def _learn(self, names: Iterable[str]) -> bool:
+        fresh = set(names) - self._names
         try:
             for name in fresh:
                 msgspec.convert(name, ValueName)
@@ -91,13 +84,13 @@ class EnvelopeReader:
         self._names |= fresh
         return True
 
-    def _judge(self, kind: str, payload: bytes) -> tuple[str, int, int, Decoded]:
+    def _judge(self, kind: str, payload: bytes) -> tuple[str, int, int, Body]:
         envelope = decode(payload, Envelope)
         try:
             body = decode_body(kind, envelope)
         except ProtocolError as exc:
             raise RefusedBodyError(envelope, exc.reason) from exc
         if isinstance(body, Readings):
-            plain = PlainReadings([PlainPoint(point.ts, dict(point.values)) for point in body.points])
-            return envelope.epoch, envelope.seq, envelope.sent, plain
+            blocks = blocks_of([PlainPoint(point.ts, dict(point.values)) for point in body.points])
+            return envelope.epoch, envelope.seq, envelope.sent, blocks
         return envelope.epoch, envelope.seq, envelope.sent, body

@@ -20,7 +20,7 @@ from cloud import following_records as records
 from cloud.batch import Answered, NewestValue
 from cloud.database import Database
 from cloud.dedicated import Dedicated
-from cloud.desk import HubKey
+from cloud.hub_key import HubKey
 from cloud.notices import CHANNEL, Place, Word, decode
 from config import limits, log
 from config.errors import ProtocolError, StorageError
@@ -46,7 +46,7 @@ class Following:
         self._to_read: Final = asyncio.Event()
         self._renewed: dict[HubKey, None] = {}
         self._all_newest = False
-        self._newest_told: Final[dict[tuple[str, str, str], int]] = {}
+        self._newest_told: Final[dict[tuple[str, str, str], tuple[int, int]]] = {}
         self._to_tell: Final = asyncio.Event()
         self.listening = False
 
@@ -104,6 +104,9 @@ class Following:
         for key in notice.renewed:
             self._renewed[(key.site, key.hub_id)] = None
             self._to_tell.set()
+        if len(self._renewed) > limits.NEWEST_HUBS_WAITING_MAX:
+            self._renewed.clear()
+            self._all_newest = True
         if notice.more or len(self._places) > limits.NOTICE_ANSWERS_WAITING_MAX:
             self._look_through(unix_ms())
 
@@ -166,12 +169,13 @@ class Following:
     def _tell_changed(self, values: Sequence[NewestValue]) -> None:
         changed = []
         for value in values:
-            name, count = (value.site, value.hub_id, value.sensor), value.last.count
-            if self._newest_told.get(name) == count:
+            name = (value.site, value.hub_id, value.sensor)
+            state = (value.last.count, value.last.ts)  # A hub that was forgotten counts anew, but time has gone on.
+            if self._newest_told.get(name) == state:
                 continue
             changed.append(value)
             if name in self._newest_told or len(self._newest_told) < limits.NEWEST_REMEMBERED:
-                self._newest_told[name] = count
+                self._newest_told[name] = state
         if changed:
             self._tell_newest(tuple(changed))
 

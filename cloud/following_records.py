@@ -12,9 +12,9 @@ from broker.clock import unix_ms
 from broker.control import Reported, Results
 from broker.messages import Last, convert
 from cloud.batch import Answered, NewestValue
-from cloud.desk import HubKey
 from cloud.envelopes import EnvelopeReader
 from cloud.fleet_schema import PRESENCE, REPORTED
+from cloud.hub_key import HubKey
 from cloud.notices import Place, Word
 from cloud.payloads import PayloadCodec
 from cloud.schema import HUBS, MESSAGES, SENSORS, STREAMS
@@ -91,7 +91,7 @@ def reported_since(connection: Connection, since_ms: int, after: Cursor | None) 
         .limit(limits.READ_PAGE_MESSAGES)
     )
     rows = connection.execute(query).all()
-    answers = [Answered(row.site, row.hub, convert(orjson.loads(row.body), Reported)) for row in rows]
+    answers = [answer for row in rows if (answer := _report(row)) is not None]
     return answers, (rows[-1].hub_no,) if len(rows) == limits.READ_PAGE_MESSAGES else None
 
 
@@ -126,3 +126,12 @@ def _answered(row: Row[*tuple[Any, ...]], codec: PayloadCodec, reader: EnvelopeR
         _log.warning("answer_not_read", site=row.site, hub=row.hub, seq=row.seq, reason=exc.reason)
         return None
     return Answered(row.site, row.hub, body) if isinstance(body, (Results, Reported)) else None
+
+
+def _report(row: Row[*tuple[Any, ...]]) -> Answered | None:
+    """Return what a hub has reported last; nothing if this version can't read it, which must not stop the active process."""
+    try:
+        return Answered(row.site, row.hub, convert(orjson.loads(row.body), Reported))
+    except (ProtocolError, orjson.JSONDecodeError) as exc:
+        _log.warning("report_not_read", site=row.site, hub=row.hub, reason=str(exc))
+        return None

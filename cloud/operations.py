@@ -8,34 +8,35 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from random import SystemRandom
 from typing import Final, TypeAlias
 
 import msgspec
 
-from broker import status as vector
 from broker.backoff import Backoff
 from broker.clock import unix_ms
 from broker.control import Logs, Poll, Presence, Protection, Reported, Results
 from broker.messages import encode
 from broker.runner import Runner, monotonic_s
 from broker.topics import Topic
-from cloud import desired, desired_records, presence, presence_events, presence_records, task_records, tasks
+from cloud import desired, desired_records, presence, presence_events, presence_records, task_events, task_records
 from cloud.batch import Answered, Batch, Outcome
 from cloud.database import Database
 from cloud.desired import Desired
-from cloud.desk import Change, Changes, HubKey
+from cloud.desk import Change, Changes
+from cloud.hub_key import HubKey
 from cloud.ingest import Heard
 from cloud.lane import Lane
 from cloud.notices import Word, words_of
 from cloud.presence_facts import Policy, Record
 from cloud.reported_records import protections
+from cloud.roster_watch import RosterWatch
+from cloud.status_words import StatusWords
 from cloud.task_standing import TargetChange
 from cloud.tasks import Tasks
-from config import limits, log, roster
-from config.errors import SettingsError, StorageError
+from config import limits, log
+from config.errors import StorageError
 from config.settings import CloudSettings
 
 _log: Final = log.get(__name__)
@@ -61,10 +62,9 @@ class Operations:
         self._loaded = False
         self._ready: Final = asyncio.Event()
         self._protections: Final[dict[HubKey, Protection | None]] = {}
-        self._assess: Final = lru_cache(limits.ASSESSMENTS_REMEMBERED)(vector.assess)
+        self._words: Final = StatusWords(settings.presence.language)
         self._reachable: Final[set[HubKey]] = set()
-        self._roster_file: tuple[int, int] | None = None
-        self._roster_problem = ""
+        self._roster: Final = RosterWatch(settings.cloud.roster)
 
     # --- Life ---------------------------------------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class Operations:
         self._to_presence: Runner[presence_events.Event, presence_events.Command] = Runner(
             self._presence, self._on_presence
         )
-        self._to_tasks: Runner[tasks.Event, tasks.Command] = Runner(self._tasks, self._on_task)
+        self._to_tasks: Runner[task_events.Event, task_events.Command] = Runner(self._tasks, self._on_task)
         self._to_desired: Runner[desired.Event, desired.Command] = Runner(self._desired, self._on_desired)
         self._loaded = True
         for record in records:
@@ -139,7 +139,7 @@ class Operations:
         """Tell the presence machine what a person did."""
         self._to_presence.feed(event)
 
-    def feed_tasks(self, event: tasks.Event) -> None:
+    def feed_tasks(self, event: task_events.Event) -> None:
         """Tell the task machine what a person did."""
         self._to_tasks.feed(event)
 
@@ -154,7 +154,7 @@ class Operations:
         self._reachable.discard(key)
         self._protections.pop(key, None)
         self._to_presence.feed(presence_events.Forgotten(key))
-        self._to_tasks.feed(tasks.HubForgotten(key))
+        self._to_tasks.feed(task_events.HubForgotten(key))
         self._to_desired.feed(desired.HubForgotten(key))
 
     def tell_document(self, scope: str, name: str, version: int) -> None:
@@ -169,7 +169,7 @@ class Operations:
         self._connected = True
         if self._loaded:
             self._to_presence.feed(presence_events.Connected())
-            self._to_tasks.feed(tasks.Connected())
+            self._to_tasks.feed(task_events.Connected())
             self._to_desired.feed(desired.Connected())
 
     def disconnected(self) -> None:
@@ -177,7 +177,7 @@ class Operations:
         was, self._connected = self._connected, False
         if self._loaded and was:
             self._to_presence.feed(presence_events.Disconnected())
-            self._to_tasks.feed(tasks.Disconnected())
+            self._to_tasks.feed(task_events.Disconnected())
             self._to_desired.feed(desired.Disconnected())
 
     def committed(self, batch: Batch, outcome: Outcome) -> None:
@@ -225,7 +225,7 @@ class Operations:
         match body:
             case Results(results):
                 for report in results:
-                    self._to_tasks.feed(tasks.Reported(key, report))
+                    self._to_tasks.feed(task_events.Reported(key, report))
                     self._tell("task", report.task, {"hub": key[1], **msgspec.to_builtins(report)}, key[0])
             case Reported() as reported:
                 known = self._protections.get(key)
@@ -252,7 +252,7 @@ class Operations:
         record = self._presence.record(key)
         if record is not None and record.mode == "polling" and _may_be_started(record):
             self._to_desired.feed(desired.Polled(key, signal.settings))
-            self._to_tasks.feed(tasks.Polled(key))
+            self._to_tasks.feed(task_events.Polled(key))
 
     # --- What is to be done -------------------------------------------------------------------------------------------
 
@@ -293,30 +293,7 @@ class Operations:
     def presence_of(self, key: HubKey) -> Presence | None:
         """Return the status of a hub as it is told."""
         status = self._presence.status(key) if self._loaded else None
-        if status is None:
-            return None
-        shown = self._assess(
-            status.connection,
-            self._protections.get(key),
-            reason=status.reason,
-            language=self._settings.presence.language,
-            via=status.via,
-            last_seen_ms=_minute_of(status.last_seen_ms),
-            expected_direct_by_ms=_minute_of(status.expected_direct_by_ms),
-        )
-        return Presence(
-            connection=status.connection,
-            since=status.since_ms,
-            via=status.via,
-            reason=status.reason,
-            last_seen=status.last_seen_ms,
-            icon=shown.icon,
-            text=shown.text,
-            actions=list(shown.actions),
-            expected_direct_by=status.expected_direct_by_ms,
-            skew_ms=status.skew_ms,
-            evidence=status.evidence,
-        )
+        return None if status is None else self._words.told(status, self._protections.get(key))
 
     def _reach(self, record: Record) -> None:
         """Tell tasks and settings whether the cloud may start something toward a hub."""
@@ -332,19 +309,19 @@ class Operations:
         if reachable:
             self._reachable.add(record.key)
             self._to_desired.feed(desired.Reachable(record.key))
-            self._to_tasks.feed(tasks.Reachable(record.key))
+            self._to_tasks.feed(task_events.Reachable(record.key))
         else:
             self._reachable.discard(record.key)
             self._to_desired.feed(desired.Unreachable(record.key))
-            self._to_tasks.feed(tasks.Unreachable(record.key))
+            self._to_tasks.feed(task_events.Unreachable(record.key))
 
-    def _on_task(self, command: tasks.Command) -> None:
+    def _on_task(self, command: task_events.Command) -> None:
         match command:
-            case tasks.Save(changed):
+            case task_events.Save(changed):
                 self.lane.change(lambda connection: task_records.save(connection, changed, unix_ms()))
                 for change in changed:
                     self.lane.then(partial(self._tell_task, change))
-            case tasks.Send(key, task):
+            case task_events.Send(key, task):
                 topic, payload = str(Topic.down(self._fleet, *key, "task")), encode(task)
                 self.lane.then(lambda: self._publish(topic, payload, 1, False))
 
@@ -374,45 +351,10 @@ class Operations:
 
     def read_roster(self) -> None:
         """Look whether the roster is another one, and take it in."""
-        file = self._settings.cloud.roster
-        if file is None:
-            return
-        stamp = _stamp_of(file)
-        if stamp is None or stamp == self._roster_file:
-            return
-        try:
-            found = roster.read(file)
-        except SettingsError as exc:
-            if str(exc) != self._roster_problem:  # It is tried again soon; the same complaint once is enough.
-                _log.warning("roster_not_read", reason=str(exc))
-            self._roster_problem = str(exc)
-            return
-        self._roster_file, self._roster_problem = stamp, ""
-        entries = tuple(
-            presence_events.RosterEntry(
-                (entry.site, entry.hub),
-                None if entry.revoked is None else int(entry.revoked.timestamp() * 1000),
-                int(entry.not_after.timestamp() * 1000),
-            )
-            for entry in found.hubs
-        )
-        self._to_presence.feed(presence_events.RosterRead(entries))
-
-
-def _minute_of(ms: int | None) -> int | None:
-    """Return the minute's beginning: sentences tell no less, so that the hubs of a list share most of them."""
-    return None if ms is None else ms - ms % 60_000
+        if (read := self._roster.look()) is not None:
+            self._to_presence.feed(read)
 
 
 def _may_be_started(record: Record) -> bool:
     """Tell whether anything may be started toward a hub: somebody wants it, and it is clear which machine it is."""
     return record.paused_by is None and record.rivals is None
-
-
-def _stamp_of(file: Path) -> tuple[int, int] | None:
-    """Return what differs when a file was replaced."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from broker.machine import Wakeup
 from cloud import presence_rules as rules
+from cloud.hub_key import HubKey
 from cloud.presence_events import (
     Clear,
     Command,
@@ -38,7 +39,7 @@ from cloud.presence_events import (
     RosterRead,
     Save,
 )
-from cloud.presence_facts import STARTED, HubKey, Record, Status
+from cloud.presence_facts import STARTED, Record, Status
 from cloud.presence_lives import Kind, Word, arrival_ms, hear_state, hear_word, settle_rivals
 from cloud.presence_paths import Paths
 from cloud.skew import SkewMeter

@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 from broker.machine import Wakeup
 from broker.messages import ConnectorState, HubState
-from cloud.presence_facts import HubKey, Policy, Record, Status
+from cloud.hub_key import HubKey
+from cloud.presence_facts import Policy, Record, Status
 from config.settings import Machine
 
 # --- Events ---------------------------------------------------------------------------------------------------------

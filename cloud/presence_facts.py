@@ -11,10 +11,8 @@ from typing import Any, Final, Literal, TypeAlias
 from msgspec import Struct
 
 from broker.control import Connection, Mode
+from cloud.hub_key import HubKey
 from config.settings import Machine
-
-HubKey: TypeAlias = tuple[str, str]
-"""Site and id of a hub."""
 
 End: TypeAlias = Literal["will", "stopped", "polling"]
 

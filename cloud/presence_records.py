@@ -12,8 +12,9 @@ from sqlalchemy import Connection, bindparam, delete, func, literal, select, tup
 
 from broker.topics import Topic
 from cloud.fleet_schema import CONNECTION_LOG, PRESENCE, SETTINGS_DOCUMENTS
+from cloud.hub_key import HubKey
 from cloud.presence_events import Entry
-from cloud.presence_facts import HubKey, Record
+from cloud.presence_facts import Record
 from cloud.schema import HUBS, MESSAGES, META, QUARANTINE, SCHEMA, SENSORS, STREAMS
 from cloud.statements import Prepared, insert
 from cloud.states import add_hub

@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Row, Select, func, literal_column, select, te
 from broker.messages import Last, Value
 from broker.ranges import Ranges
 from cloud.batch import NewestValue
-from cloud.envelopes import EnvelopeReader, PlainReadings
+from cloud.blocks import corrected
+from cloud.envelopes import EnvelopeReader
 from cloud.payloads import PayloadCodec
 from cloud.readers import Reader, SqliteReader
 from cloud.schema import COVERAGE, GAPS, HUBS, MESSAGES, SENSORS, STREAMS, written_by
@@ -73,7 +74,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class HubKey:
+class StoredHub:
     """A hub in the database."""
 
     hub_no: int
@@ -161,7 +162,7 @@ class Archive:
                 epoch, in_payload, _, body = self._reader.read(kind, self._codec.unpack(code, packed))
             except (ProtocolError, StorageError) as exc:
                 return f"seq {seq} can't be read: {exc.reason}"
-            found = len(body.points) if isinstance(body, PlainReadings) else 0
+            found = sum(len(block.times) for block in body) if isinstance(body, tuple) else 0
             if (epoch, in_payload) != (stream.epoch, seq) or found != said_points:
                 return f"seq {seq} holds another message than its row says"
             if seq not in covered:
@@ -194,12 +195,12 @@ class Archive:
 
     # --- Readings ---------------------------------------------------------------------------------------------------
 
-    def hub_named(self, name: str) -> HubKey:
+    def hub_named(self, name: str) -> StoredHub:
         """Find a hub by HUB or SITE/HUB. Raises SettingsError that names what there is instead."""
         site, _, hub_id = name.rpartition("/")
         query = select(HUBS.c.hub_no, HUBS.c.site, HUBS.c.hub).order_by(HUBS.c.hub_no)
         found = self._source.read(lambda connection: connection.execute(query).all())
-        matching = [HubKey(*row) for row in found if row.hub == hub_id and site in ("", row.site)]
+        matching = [StoredHub(*row) for row in found if row.hub == hub_id and site in ("", row.site)]
         if len(matching) == 1:
             return matching[0]
         if matching:
@@ -210,7 +211,7 @@ class Archive:
         meant = f"; is it {' or '.join(close)}?" if close else "; no hub has sent anything yet"
         raise SettingsError(f"this hub is not in the database{meant}", key="HUB", value=name)
 
-    def readings(self, key: HubKey, *, sensor: str | None = None, since_ms: int = 0) -> Iterator[Reading]:
+    def readings(self, key: StoredHub, *, sensor: str | None = None, since_ms: int = 0) -> Iterator[Reading]:
         """Return what a hub measured since then by the cloud's clock, outbox after outbox, message by message in order of time.
 
         `sensor` is the name of a value, or what comes before a dot in it: "cpu" stands for "cpu.percent" too.
@@ -224,12 +225,11 @@ class Archive:
         for stream_no in numbers:
             for kind, payload, skew_ms in self._messages_since(stream_no, newest_no, since_ms):
                 epoch, seq, _, body = self._reader.read(kind, payload)
-                assert isinstance(body, PlainReadings)
-                for point in body.points:
-                    ts = max(0, point.ts - skew_ms)
+                assert isinstance(body, tuple)
+                for ts, values in (point for block in corrected(body, skew_ms) for point in block.points()):
                     if ts < since_ms:
                         continue
-                    for name, value in point.values.items():
+                    for name, value in values.items():
                         if sensor is None or name == sensor or name.startswith(f"{sensor}."):
                             yield Reading(ts, name, value, epoch, seq, skew_ms)
 

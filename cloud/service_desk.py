@@ -10,11 +10,12 @@ from sqlalchemy import Connection, select
 from broker.clock import unix_ms
 from broker.control import Presence
 from broker.messages import Value
-from cloud import desired, desired_records, presence_events, presence_records, task_records, tasks
+from cloud import desired, desired_records, presence_events, presence_records, task_events, task_records
 from cloud.database import Database
 from cloud.desired_groups import add_to_group, groups_of, remove_from_group
 from cloud.desired_scopes import DocumentChanged, Scope, key_of
-from cloud.desk import Content, HubKey, Listener, Setting, StaleVersionError, UnknownError
+from cloud.desk import Content, Listener, Setting, StaleVersionError, UnknownError
+from cloud.hub_key import HubKey
 from cloud.operations import Operations
 from cloud.schema import HUBS, SENSORS
 from cloud.task_standing import TaskOrder
@@ -59,7 +60,7 @@ class ServiceDesk:
 
         await self._operations.ready()
         await self._database.change(work)
-        self._operations.feed_tasks(tasks.Created(order, keys))
+        self._operations.feed_tasks(task_events.Created(order, keys))
         return task_id
 
     async def cancel_task(self, task: str, key: HubKey | None, *, by: str) -> None:
@@ -68,7 +69,7 @@ class ServiceDesk:
         if found is None:
             raise UnknownError(f"there is no task {task}")
         await self._operations.ready()
-        self._operations.feed_tasks(tasks.CancelAsked(task, None if key is None else (key,)))
+        self._operations.feed_tasks(task_events.CancelAsked(task, None if key is None else (key,)))
         await self._operations.lane.done()
 
     # --- Settings -----------------------------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ from sqlalchemy import Connection, Row, Select, and_, delete, func, insert, or_,
 
 from broker.control import Results
 from cloud.fleet_schema import TASK_TARGETS, TASKS
+from cloud.hub_key import HubKey
 from cloud.schema import HUBS
 from cloud.task_standing import (
     FINAL,
     OPEN,
-    HubKey,
     OpenTarget,
     Standing,
     TargetChange,
@@ -93,11 +93,6 @@ def save(connection: Connection, changes: Sequence[TargetChange], now_ms: int) -
         if change.cancel_asked:
             unasked = and_(place, TASK_TARGETS.c.cancel_ms.is_(None))
             connection.execute(target.where(unasked).values(cancel_ms=now_ms))
-
-
-def forget(connection: Connection, hub_no: int) -> None:
-    """Delete a hub's part in all tasks."""
-    connection.execute(delete(TASK_TARGETS).where(TASK_TARGETS.c.hub_no == hub_no))
 
 
 def prune(connection: Connection, created_before_ms: int) -> int:

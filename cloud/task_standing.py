@@ -11,9 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from broker.control import TaskReport
 from broker.messages import Value
-
-HubKey: TypeAlias = tuple[str, str]
-"""(site, hub id)."""
+from cloud.hub_key import HubKey
 
 TargetState: TypeAlias = Literal[
     "queued", "sent", "accepted", "running", "done", "failed", "refused", "expired", "cancelled"

@@ -68,8 +68,8 @@ SUBSCRIBER_QUEUE_MAX_BYTES: Final = 32 * 1024 * 1024
 SUBSCRIPTIONS_MAX: Final = 64
 """Topic filters of one session: no role needs ten, and each costs memory in the index."""
 
-HANDSHAKES_PER_S: Final = 150
-"""New TLS handshakes a second that the embedded broker begins; about half of what one core can do, so that traffic goes on."""
+HANDSHAKES_PER_S: Final = 200
+"""New TLS handshakes a second that the embedded broker begins: about half of what one core can do, so that traffic goes on."""
 
 HANDSHAKES_WAITING_MAX: Final = 2000
 """Connections that wait for their handshake; the listen queue of the system holds the rest."""
@@ -103,7 +103,8 @@ CLIENT_ID_SUFFIX_MAX: Final = 32
 """Characters after the dot of a client id."""
 
 CLIENT_ID_SECRET_BYTES: Final = 8
-"""Random bytes in the client ids of our own clients, in hexadecimal: nobody guesses 64 bits over the network, and it fits."""
+"""Bytes that nobody can know, in hexadecimal, in the client ids of our own clients: of a digest of their key, or random. Nobody
+guesses 64 bits over the network, and it fits."""
 
 WILL_MAX_BYTES: Final = 4096
 """A last will is a state of some hundred bytes, and is kept in memory for every session."""
@@ -161,6 +162,9 @@ ENGINE_RENEWAL_S: Final = 10.0
 ENGINE_LINES_PER_S: Final = 100.0
 """Lines of an engine's log that are passed on; strangers who knock make it say a few each time."""
 
+ENGINE_CANCEL_AGAIN_S: Final = 0.5
+"""How long what runs beside an engine may take to end when it is told to, before it is told again: well within a stop."""
+
 ENGINE_LINES_END_S: Final = 1.0
 """How long to wait for the last lines of an engine that has ended: a process that it left behind may hold the pipe open."""
 
@@ -170,6 +174,23 @@ ENGINE_CONNECTIONS_MAX: Final = 60_000
 ENGINE_OPEN_FILES: Final = 65_536
 """Files and connections that an engine may open, if the system lets it: more than a thousand-hub cloud needs."""
 
+ENGINE_PROBE_INTERVAL_S: Final = 10.0
+"""How often a running engine is asked for a sign of life: one that hangs serves nobody, and it costs a packet or two."""
+
+ENGINE_PROBE_TIMEOUT_S: Final = 15.0
+"""How long it may take to answer: with a hundred connections in its queue and ten handshakes a second, so the slowest machine;
+and the system repeats a greeting that found the queue full after 1, 3 and 7 s."""
+
+ENGINE_PROBES_UNANSWERED_MAX: Final = 5
+"""Unanswered in a row, it hangs: after 75 to 85 s, long after the worst of a reconnect storm, and before hubs, after 5 minutes,
+go to the cloud for it."""
+
+ENGINE_PROBE_LATE_S: Final = 5.0
+"""If we ourselves are woken later than this, the machine was suspended or had no time for us: so perhaps not for the engine."""
+
+ENGINE_PROBES_KNOWN_MAX: Final = 32
+"""Of so many questions the source is known, so that the engine's lines about them are not passed on; it says them soon."""
+
 NATS_CALLOUT_TIMEOUT_S: Final = 3.0
 """How long nats-server waits for word about a client: a thousand that come at once are answered within a second or two."""
 
@@ -178,6 +199,12 @@ NATS_RETRY_S: Final = 0.05
 
 NATS_REQUEST_S: Final = 5.0
 """For an answer of a nats-server about itself or about a stream; a cluster that has no leader yet gives none."""
+
+NATS_LEAF_RETRY_S: Final = 2
+"""Between a leaf node's attempts to reach the cloud; whole seconds. For a thousand sites these are 500 handshakes a second."""
+
+NATS_LEAF_LOOK_S: Final = 1.0
+"""How often a site's node is asked whether its leaf connection is there, and the connector told."""
 
 NATS_CONTROL_LINE_MAX_BYTES: Final = 4096
 """A line of NATS' own protocol: subjects are about as long as topics."""
@@ -276,8 +303,9 @@ OUTBOX_DAMAGED_KEPT: Final = 3
 WINDOW_MESSAGES: Final = 64
 """Unacknowledged messages of one hub: the flow control of the whole path."""
 
-WINDOW_BYTES: Final = 2 * 1024 * 1024
-"""The same window in bytes."""
+WINDOW_BYTES: Final = 512 * 1024
+"""The same window in bytes: a site of fifty hubs with a backlog of large messages fits into SUBSCRIBER_QUEUE_MAX_BYTES, so that
+nothing is dropped and sent again. At a round trip of 100 ms a hub still sends 5 MB/s."""
 
 SEND_BATCH_MESSAGES: Final = 16
 """Messages asked of the outbox at once: their sizes are unknown until they are loaded."""
@@ -525,8 +553,8 @@ BRIDGE_PAROLE_S: Final = 900.0
 
 # --- The cloud ------------------------------------------------------------------------------------------------------
 
-INGEST_BATCH_MESSAGES: Final = 500
-"""Messages in one transaction: past this size a larger one brings little and delays acknowledgements."""
+INGEST_BATCH_MESSAGES: Final = 2000
+"""Messages in one transaction: those of one hub share their look-ups and sums. A larger one delays acknowledgements more."""
 
 INGEST_BATCH_BYTES: Final = 8 * 1024 * 1024
 """The same bound in bytes."""
@@ -536,6 +564,16 @@ INGEST_WAITING_MAX: Final = 20_000
 
 INGEST_WAITING_MAX_BYTES: Final = 64 * 1024 * 1024
 """The same bound in bytes."""
+
+COLLECTOR_ALLOCATIONS: Final = 50_000
+"""Containers that the cloud service makes between two looks for garbage in cycles: waiting messages are many and hold none. With
+Python's 700 that look took an eighth of the time of a busy service."""
+
+ACK_MESSAGES: Final = 4
+"""So many committed messages of a busy hub are acknowledged at once: no more than its smallest window, lest it waits."""
+
+ACK_INTERVAL_S: Final = 0.5
+"""How long fewer may wait for others: a quarter of RETRANSMIT_MIN_S."""
 
 STORE_BUSY_TIMEOUT_S: Final = 5.0
 """How long a transaction waits for a lock that another process holds."""
@@ -554,6 +592,12 @@ QUARANTINE_WAITING_MAX: Final = 100
 
 RETENTION_BATCH: Final = 5_000
 """Rows deleted in one transaction of the retention, so that ingest never waits long."""
+
+RETENTION_COUNT_PAGES: Final = 8_192
+"""Pages of PostgreSQL (8 kB) whose readings one statement counts before their week goes: well within its time on any disk."""
+
+RETENTION_WEEKS_S: Final = 0.5
+"""How long the retention works on old weeks before others may write; a step that is under way is finished."""
 
 RETENTION_INTERVAL_S: Final = 600.0
 """How often the retention looks."""
@@ -605,6 +649,9 @@ STORE_CACHE_BYTES: Final = 64 * 1024 * 1024
 
 STORE_CHECKPOINT_PAGES: Final = 4_000
 """Pages in the write-ahead log (16 MB) before they move to the database: a page written often moves once."""
+
+POSTGRES_VERSION_MIN: Final = 14
+"""The first PostgreSQL with idle_session_timeout, and with scans of a part of a table's pages."""
 
 POSTGRES_CONNECT_TIMEOUT_S: Final = 10.0
 """For a connection to PostgreSQL, its TLS and its password."""
@@ -672,6 +719,9 @@ NOTICE_INTERVAL_S: Final = 0.05
 NEWEST_HUBS: Final = 200
 """Hubs whose newest values one query reads, some 50 values each."""
 
+NEWEST_HUBS_WAITING_MAX: Final = 20_000
+"""Hubs whose newest values wait to be read; beyond it, those of all are read instead, page by page."""
+
 NEWEST_REMEMBERED: Final = 200_000
 """Sensors for which is known what was told last, so that only what has changed is told."""
 
@@ -682,7 +732,7 @@ LEAD_CHECK_S: Final = 2.0
 """How often the active process asks whether its connection that holds the lock still works."""
 
 LEAD_ANSWER_S: Final = 4.0
-"""How long the answer may take. With LEAD_CHECK_S less than the server waits, so that two are never active at once."""
+"""How long the answer may take. With LEAD_CHECK_S less than the server waits for a machine that is gone (LEAD_PROBES_S)."""
 
 LEAD_PROBES_S: Final = (8, 2, 3)
 """Idle seconds, seconds between probes, and probes, before the server gives up the connection of a machine that is gone: 14 s."""
@@ -715,6 +765,24 @@ JETSTREAM_REPLICAS: Final = 3
 JETSTREAM_GIVE_BACK_S: Final = 2.0
 """How long a message that was given back waits before it comes again."""
 
+JETSTREAM_PONG_S: Final = 2.0
+"""How long a node may take to answer a ping after a request has stayed without any word: one that hangs is left after that."""
+
+JETSTREAM_RETRY_S: Final = 0.2
+"""Between two requests while the workers' consumer has no leader: an election takes some seconds."""
+
+JETSTREAM_LOST_S: Final = 10.0
+"""After this long without an answer it is seen whether stream and consumer are there at all: longer than an election takes."""
+
+JETSTREAM_LOOK_S: Final = 30.0
+"""How often a worker looks how full the stream is."""
+
+JETSTREAM_BEHIND_S: Final = 600.0
+"""When the oldest message of the stream waits for longer than this, workers do not keep up: some seconds are usual."""
+
+JETSTREAM_BEHIND_SHARE: Final = 0.5
+"""The same of a stream that is filled to more than this."""
+
 VERIFY_FIRST_S: Final = 600.0
 """The first verification after a start: by then everybody is back."""
 
@@ -740,6 +808,9 @@ SKEW_STREAMS_MAX: Final = 200_000
 
 DIRECT_GRACE_S: Final = 60.0
 """How long after the expected switch a hub behind a dead path counts as under way: the longest wait between two attempts."""
+
+REVOKED_SILENT_S: Final = 120.0
+"""How long a revoked hub is silent before it counts as gone, where its broker leaves its session open and keeps its last will."""
 
 BIRTH_WAIT_S: Final = 2.0
 """How long nothing is concluded of a hub whose messages come before its birth: that is on its way, and says how it works."""

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own for the time of a demo or a measurement: in a folder, on loopback, and gone at the end."""
+"""A PostgreSQL server of one's own for the time of a demo, a measurement or a test: in a folder, on loopback, gone at the end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from config import limits
 from config.errors import HublineError, SettingsError
 
 PACKAGE: Final = "postgresql"
 USER: Final = "hubline"
+"""The server's administrator."""
 _APT: Final = ("apt-get", "-q", "-y", "-o", "Acquire::Retries=1", "-o", "DPkg::Lock::Timeout=60")
 
 
@@ -57,28 +60,33 @@ class LocalPostgres:
     def __init__(self, folder: Path, port: int, options: Mapping[str, str] | None = None):
         """Make its files. Raises SettingsError if PostgreSQL is not there, HublineError if it can't be used."""
         self.folder, self.port = folder, port
+        self.password: Final = secrets.token_hex(16)
         self._programs = install()
         self._options = {"listen_addresses": "127.0.0.1", "max_connections": "60", **(options or {})}
-        self._password = secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
         if _is_root():
             _check_way_to(folder)
         password_file = folder / "password"
         password_file.touch(mode=0o600)
-        password_file.write_text(self._password)
+        password_file.write_text(self.password)
         if _is_root():
             for place in (folder, password_file):
                 shutil.chown(place, "postgres", "postgres")
         arguments = ["--pgdata", str(folder / "pg"), "--username", USER, "--pwfile", str(password_file)]
         arguments += ["--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C"]
+        if self._options.get("fsync") == "off":
+            arguments.append("--no-sync")
         self._run("initdb", arguments)
 
     def start(self) -> None:
-        """Start it, and wait until it answers; after `kill`, until it has recovered. Raises HublineError."""
+        """Start it, and wait until it answers; after `kill`, until it has recovered. Raises HublineError.
+
+        Where this process is root, the server ends when the thread that has started it does.
+        """
         assert self._process is None
         options = [part for name, value in self._options.items() for part in ("-c", f"{name}={value}")]
-        command = [*_as_somebody(), str(self._programs / "postgres"), "-D", str(self.folder / "pg")]
+        command = [*_as_somebody("--pdeathsig=KILL"), str(self._programs / "postgres"), "-D", str(self.folder / "pg")]
         with (self.folder / "log").open("ab") as out:
             self._process = subprocess.Popen(
                 [*command, "-k", str(self.folder), "-p", str(self.port), *options],
@@ -102,7 +110,7 @@ class LocalPostgres:
     def create(self, name: str) -> str:
         """Create a database and return what `cloud.database` says of it."""
         self._run("createdb", ["--host", "127.0.0.1", "--port", str(self.port), "--username", USER, name])
-        return f"postgresql+asyncpg://{USER}:{self._password}@127.0.0.1:{self.port}/{name}"
+        return f"postgresql+asyncpg://{USER}:{self.password}@127.0.0.1:{self.port}/{name}"
 
     @property
     def pid(self) -> int | None:
@@ -123,16 +131,22 @@ class LocalPostgres:
     def kill(self) -> None:
         """End all of its processes at once, as a power cut does."""
         process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(
-                signal.SIGQUIT
-            )  # They end at once too, without a checkpoint: the log must bring all back.
-            process.wait()
+        if process is None:
+            return
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for each in family:
+            try:
+                each.kill()
+            except psutil.NoSuchProcess:
+                pass
+        process.wait()
+        psutil.wait_procs(family, limits.ENGINE_READY_S)
 
     def _run(self, program: str, arguments: list[str]) -> None:
         done = subprocess.run(
             [*_as_somebody(), str(self._programs / program), *arguments],
-            env={**os.environ, "PGPASSWORD": self._password},
+            env={**os.environ, "PGPASSWORD": self.password},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -150,11 +164,11 @@ def _is_root() -> bool:
     return sys.platform != "win32" and os.geteuid() == 0
 
 
-def _as_somebody() -> list[str]:
+def _as_somebody(*more: str) -> list[str]:
     """Return what a command begins with: PostgreSQL refuses to be root."""
     if not _is_root():
         return []
-    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *more]
 
 
 def _check_way_to(folder: Path) -> None:

@@ -100,7 +100,12 @@ def broker(
 
 def hub(directory: Path, name: str, site: str, *, passphrase: bytes | None = None) -> Bundle:
     """Add a sensor hub."""
-    return _add(directory, [_Wanted("hub", name, site)], passphrase)[0]
+    return hubs(directory, [name], site, passphrase=passphrase)[0]
+
+
+def hubs(directory: Path, names: Sequence[str], site: str, *, passphrase: bytes | None = None) -> list[Bundle]:
+    """Add sensor hubs of one site, in a fraction of the time that they take one by one. Is one refused, none is added."""
+    return _add(directory, [_Wanted("hub", name, site) for name in names], passphrase)
 
 
 def reader(directory: Path, name: str, site: str | None = None, *, passphrase: bytes | None = None) -> Bundle:
@@ -208,6 +213,9 @@ def _add(
         fleets.label(each.name, "NAME")
         if each.site != CLOUD_SITE or each.role not in ("reader", "broker"):
             _site(each.site)
+    named = {(each.role, each.name) for each in wanted}
+    if len(named) < len(wanted):
+        raise SettingsError("names somebody twice", key="NAME", value=" ".join(each.name for each in wanted))
     with _disk(directory), fleets.opened(directory) as fleet:
         for each in wanted:
             _refuse_taken(fleet, each)

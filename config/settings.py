@@ -248,6 +248,8 @@ class Nats(Struct, frozen=True, forbid_unknown_fields=True):
     `routes`. `cluster_ca`, `cluster_cert` and `cluster_key` are what nodes know each other by. `replicas` is how many nodes
     keep each message. Who may do what is asked of us at each connection ("callout", which is what "auto" means), or written
     into the configuration ("permissions"): that binds no client id to a certificate, and knows no list of revoked ones.
+    Nodes of the cloud take in leaf nodes at `leaf_listen`; a site's node that bridges by itself (`broker.bridge`) is one, and
+    tries those of `leaf_remotes` in turn.
     """
 
     listen: ListenEndpoint = "127.0.0.1:4222"
@@ -259,6 +261,8 @@ class Nats(Struct, frozen=True, forbid_unknown_fields=True):
     cluster_key: Path | None = None
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
     authorization: Literal["auto", "permissions", "callout"] = "auto"
+    leaf_listen: ListenEndpoint | None = None
+    leaf_remotes: list[Endpoint] = field(default_factory=list)
 
 
 class BrokerSettings(Struct, frozen=True, forbid_unknown_fields=True):

@@ -47,7 +47,7 @@ class Agent:
             ) from exc
         self._memory = Memory(data_dir / "connector.json", fallback_session=unix_ms())
         self._state_topic = str(Topic.connector_state(identity.fleet, identity.site, identity.name))
-        self._client_id = self._memory.client_id(identity.name)
+        self._client_id = self._memory.client_id(identity)
         self._bridge: Bridge | Watch
         self._runner: Runner[Event, Command] | Runner[Event, WatchCommand]
         if settings.connector.bridge == "engine":

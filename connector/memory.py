@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 from pathlib import Path
-from typing import Final
 from uuid import UUID, uuid4
 
 import msgspec
 from msgspec.structs import replace
 
 from broker.client_ids import client_id_of
-from config import files, limits
+from broker.tls import key_secret
+from config import files
 from config.errors import StorageError
-
-_SECRET: Final = re.compile(rf"[0-9a-f]{{{2 * limits.CLIENT_ID_SECRET_BYTES}}}")
+from config.settings import Identity
 
 
 class _Kept(msgspec.Struct, frozen=True):
     uuid: UUID
     session: int
-    secret: str = ""
 
 
 class Memory:
@@ -41,8 +37,6 @@ class Memory:
             self._kept = _Kept(uuid4(), fallback_session)
         except OSError as exc:
             raise StorageError(file, f"can't be read: {exc.strerror}") from exc
-        if not _SECRET.fullmatch(self._kept.secret):
-            self._kept = replace(self._kept, secret=secrets.token_hex(limits.CLIENT_ID_SECRET_BYTES))
         self._save()
 
     @property
@@ -50,9 +44,13 @@ class Memory:
         """Return the uuid of this connector's announcements."""
         return self._kept.uuid
 
-    def client_id(self, connector_id: str) -> str:
-        """Return the MQTT client id at every broker: after a restart it takes over its older session, and no stranger can."""
-        return client_id_of(connector_id, self._kept.secret)
+    def client_id(self, identity: Identity) -> str:
+        """Return the MQTT client id at every broker: after a restart it takes over its older session, and no stranger can.
+
+        Two machines with one identity have two ids: they must not end each other's sessions for ever. Raises SettingsError
+        if the key can't be read.
+        """
+        return client_id_of(identity.name, key_secret(identity, str(self._kept.uuid)))
 
     def next_session(self) -> int:
         """Return the next session number, after it is safe on disk. Raises StorageError."""

@@ -15,152 +15,60 @@ Sessions and what they are for (each at most once):
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from math import inf
 from random import Random
-from typing import Final, TypeAlias
+from typing import Final
 
 from broker.backoff import Backoff
 from broker.machine import Wakeup
-from broker.messages import DIRECT, ConnectorState
 from config import limits
 from config.settings import Failback, Failover
+from hub.link_candidates import Candidates, Step
+from hub.link_events import (
+    CloudAcknowledged,
+    Command,
+    Connect,
+    ConnectorFound,
+    ConnectorHeard,
+    Disconnect,
+    Event,
+    Halt,
+    Kind,
+    Remember,
+    SaveOutage,
+    Search,
+    SearchEnded,
+    SessionEnded,
+    SessionOpened,
+    Use,
+)
+from hub.link_session import LinkSession
+
+__all__ = [
+    "CloudAcknowledged",
+    "Command",
+    "Connect",
+    "ConnectorFound",
+    "ConnectorHeard",
+    "Disconnect",
+    "Event",
+    "Halt",
+    "Kind",
+    "Link",
+    "Remember",
+    "SaveOutage",
+    "Search",
+    "SearchEnded",
+    "SessionEnded",
+    "SessionOpened",
+    "Surroundings",
+    "Use",
+]
 
 STEPS_MAX: Final = 64
 """Steps after one event; more would be a livelock."""
-
-
-class Kind(Enum):
-    """Where a session leads."""
-
-    CONNECTOR = "connector"
-    DIRECT = "direct"
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOpened:
-    """The broker has accepted a session."""
-
-    session: int
-
-
-@dataclass(frozen=True, slots=True)
-class SessionEnded:
-    """A session is gone or never came to be. `alive_at`: when its peer was last known to live."""
-
-    session: int
-    reason: str
-    alive_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectorHeard:
-    """A connector's state, retained or fresh, or its last will, has come on a session to a site broker."""
-
-    session: int
-    connector_id: str
-    state: ConnectorState
-
-
-@dataclass(frozen=True, slots=True)
-class CloudAcknowledged:
-    """An acknowledgement of the cloud has come through a session."""
-
-    session: int
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectorFound:
-    """A matching connector has answered the search."""
-
-    endpoint: str
-
-
-@dataclass(frozen=True, slots=True)
-class SearchEnded:
-    """The search is over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Connect:
-    """Open a session. One that is `carrying` gets a session number, a will and the hub's client id; else it listens."""
-
-    session: int
-    kind: Kind
-    endpoint: str
-    carrying: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnect:
-    """End a session with a clean DISCONNECT."""
-
-    session: int
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """From now on messages go through this session: publish the birth there, then send. `via` is as in the birth."""
-
-    session: int
-    via: str
-
-
-@dataclass(frozen=True, slots=True)
-class Halt:
-    """No path works; send nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """Search connectors by SSDP; report each as `ConnectorFound`, the end as `SearchEnded`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Remember:
-    """Keep these site brokers on disk, the best first: the next start needs no search."""
-
-    endpoints: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SaveOutage:
-    """Keep on disk since when no connector's path is good, or (None) that one is."""
-
-    since: float | None
-
-
-Event: TypeAlias = (
-    SessionOpened | SessionEnded | ConnectorHeard | CloudAcknowledged | ConnectorFound | SearchEnded | Wakeup
-)
-Command: TypeAlias = Connect | Disconnect | Use | Halt | Search | Remember | SaveOutage
-
-
-@dataclass(slots=True, eq=False)
-class _Session:
-    number: int
-    kind: Kind
-    endpoint: str
-    carrying: bool
-    started_at: float
-    opened_at: float | None = None
-    good_at: float | None = None  # Since when it has been good without a break.
-    used: bool = False
-    proven: bool = False  # An acknowledgement has come through it.
-    connectors: dict[str, ConnectorState] = field(default_factory=dict)
-
-    @property
-    def via(self) -> str | None:
-        """Return the connector that is good here, "direct", or None while the session is of no use."""
-        if self.opened_at is None:
-            return None
-        if self.kind is Kind.DIRECT:
-            return DIRECT
-        good = (name for name, state in sorted(self.connectors.items()) if state.online and state.upstream == "up")
-        return next(good, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +103,7 @@ class Link:
     ):
         self.hub_id = hub_id
         self.failover, self.failback, self.surroundings = failover, failback, surroundings
-        self.using: _Session | None = None
+        self.using: LinkSession | None = None
         self.using_since = started_at
         self.using_via: str | None = None
         self.out_at: float | None = surroundings.outage_at if surroundings.outage_at is not None else started_at
@@ -208,18 +116,14 @@ class Link:
         self._outage_saved_at = started_at
         self._random = random
         self._numbers = 0
-        self._current: _Session | None = None
-        self._trial: _Session | None = None
-        self._observer: _Session | None = None
-        self._cloud: _Session | None = None
-        self._leaving: list[_Session] = []
-        # Site brokers that were used, the last first.
-        self._worked = list(surroundings.cached[: limits.CANDIDATES_MAX])
-        self._heard: list[str] = []  # Others that have answered a search; nothing else speaks for them.
-        self._remembered = surroundings.cached
-        self._round: list[str] = []  # Those still to be tried in this round.
-        self._tried: set[str] = set()
-        self._stage = _Stage.KNOWN
+        self._current: LinkSession | None = None
+        self._trial: LinkSession | None = None
+        self._observer: LinkSession | None = None
+        self._cloud: LinkSession | None = None
+        self._leaving: list[LinkSession] = []
+        self.candidates: Final = Candidates(
+            hub_id, surroundings.cached, surroundings.configured, discovery=surroundings.discovery
+        )
         self._site_next_at = -inf  # When the next site broker may be tried.
         self._cloud_next_at = -inf
         self._cloud_turn = 0
@@ -262,18 +166,15 @@ class Link:
                     commands += self._ended(session, reason, now if alive_at is None else alive_at, now)
             case ConnectorHeard(number, connector_id, state):
                 if (session := self._session(number)) is not None:
-                    known = session.connectors.get(connector_id)
-                    if known is None or _is_newer(state, known):  # Else a late will or birth.
-                        session.connectors[connector_id] = state
+                    session.hear(connector_id, state)
             case CloudAcknowledged(number):
                 if (session := self._session(number)) is not None and session is self.using:
                     session.proven = True
                     self._entitled = session.kind is Kind.DIRECT
             case ConnectorFound(endpoint):
-                self._found(endpoint)
+                self.candidates.found(endpoint)
             case SearchEnded():
-                if self._stage is _Stage.SEARCHING:
-                    self._stage = _Stage.CONFIGURED
+                self.candidates.search_ended()
             case Wakeup():
                 pass  # Time is a fact too: what is due is found below.
         return commands + self._settle(now)
@@ -285,14 +186,14 @@ class Link:
 
     # --- Facts ------------------------------------------------------------------------------------------------------
 
-    def _all(self) -> list[_Session]:
+    def _all(self) -> list[LinkSession]:
         slots = (self._current, self._trial, self._observer, self._cloud, *self._leaving)
         return [session for session in slots if session is not None]
 
-    def _session(self, number: int) -> _Session | None:
+    def _session(self, number: int) -> LinkSession | None:
         return next((session for session in self._all() if session.number == number), None)
 
-    def _release(self, session: _Session) -> None:
+    def _release(self, session: LinkSession) -> None:
         """Take a session out of its place."""
         if session is self._current:
             self._current = None
@@ -305,7 +206,7 @@ class Link:
         else:
             self._leaving.remove(session)
 
-    def _ended(self, session: _Session, reason: str, alive_at: float, now: float) -> list[Command]:
+    def _ended(self, session: LinkSession, reason: str, alive_at: float, now: float) -> list[Command]:
         self.failures[session.kind] = f"{session.endpoint}: {reason}"
         was_leaving = session in self._leaving
         if session is self._trial and self._observer is not None:
@@ -331,22 +232,11 @@ class Link:
         self._switch_wait_s = self._random.uniform(0.0, self._jitter_s)
         return [SaveOutage(self.out_at)]
 
-    def _credit(self, session: _Session, now: float) -> None:
+    def _credit(self, session: LinkSession, now: float) -> None:
         """Forget earlier failures if the session that ends was stable."""
         if session.opened_at is not None:
             backoff = self._cloud_backoff if session.kind is Kind.DIRECT else self._site_backoff
             backoff.lived(now - session.opened_at)
-
-    def _found(self, endpoint: str) -> None:
-        if endpoint not in self._worked:
-            self._heard = [*(other for other in self._heard if other != endpoint), endpoint][-limits.CANDIDATES_MAX :]
-        if endpoint not in self._tried and endpoint not in self._round:
-            self._round.append(endpoint)
-            self._round.sort(key=self._rank)
-
-    def _rank(self, endpoint: str) -> bytes:
-        """Rendezvous hashing: each hub prefers another site broker, and the hubs of a lost one spread over the rest."""
-        return hashlib.sha256(f"{self.hub_id} {endpoint}".encode()).digest()
 
     def _site_is_good(self) -> bool:
         return any(session.kind is Kind.CONNECTOR and session.good_at is not None for session in self._all())
@@ -403,17 +293,12 @@ class Link:
             self._take_place(best, before)
         return [Use(best.number, via), *self._remember(best)]
 
-    def _remember(self, used: _Session) -> list[Command]:
+    def _remember(self, used: LinkSession) -> list[Command]:
         """Put the site broker that works at the head of the known ones."""
-        if used.kind is Kind.CONNECTOR:
-            others = (other for other in self._worked if other != used.endpoint)
-            self._worked = [used.endpoint, *others][: limits.CANDIDATES_MAX]
-        if tuple(self._worked) == self._remembered:
-            return []
-        self._remembered = tuple(self._worked)
-        return [Remember(self._remembered)]
+        endpoints = self.candidates.remember(used.endpoint if used.kind is Kind.CONNECTOR else None)
+        return [] if endpoints is None else [Remember(endpoints)]
 
-    def _take_place(self, best: _Session, before: _Session | None) -> None:
+    def _take_place(self, best: LinkSession, before: LinkSession | None) -> None:
         """Put the session that is used now into the place of its kind, and what it replaces among the leaving."""
         best.used, best.proven = True, False
         self._entitled = self._entitled or best.kind is Kind.DIRECT
@@ -463,25 +348,20 @@ class Link:
         """Return from when on a (further) site broker is to be tried; None without a reason, or while one is under way."""
         if self._trial is not None or self._observer is not None:
             return None
-        if self._stage is _Stage.SEARCHING and not self._round:
+        if self.candidates.wait:
             return None
         if self.using is not None:
-            return -inf if self._better_known() or self.using.kind is Kind.DIRECT else None
+            is_wanted = self.using.kind is Kind.DIRECT or self.candidates.know_better(self.using.endpoint)
+            return -inf if is_wanted else None
         if self._current is None:
             return -inf
         return None if self._current.opened_at is None else self._current.opened_at + limits.STATE_WAIT_S
 
-    def _better_known(self) -> bool:
-        using = self.using
-        if using is None or using.kind is Kind.DIRECT:
-            return False
-        return any(self._rank(endpoint) < self._rank(using.endpoint) for endpoint in (*self._worked, *self._heard))
-
     # --- What the plans do ------------------------------------------------------------------------------------------
 
-    def _connect(self, kind: Kind, endpoint: str, carrying: bool, now: float) -> tuple[_Session, list[Command]]:
+    def _connect(self, kind: Kind, endpoint: str, carrying: bool, now: float) -> tuple[LinkSession, list[Command]]:
         self._numbers += 1
-        session = _Session(self._numbers, kind, endpoint, carrying, now)
+        session = LinkSession(self._numbers, kind, endpoint, carrying, now)
         return session, [Connect(session.number, kind, endpoint, carrying)]
 
     def _try_cloud(self, now: float) -> list[Command]:
@@ -492,40 +372,22 @@ class Link:
         return commands
 
     def _try_site(self, now: float) -> list[Command]:
-        """Take the next step of the round: known brokers, a search, the configured ones; then wait for another round."""
-        if self._stage is _Stage.KNOWN and not self._round and not self._tried:
-            # A search comes next, and brings those that answer now; for a broker only preferred, none is made.
-            self._round = [*self._worked, *self._heard] if self._only_better() else list(self._worked)
-        while self._round:
-            endpoint = self._round.pop(0)
-            self._tried.add(endpoint)
-            if self._is_worth_trying(endpoint):
-                return self._try_endpoint(endpoint, now)
-        match self._stage:
-            case _Stage.KNOWN if self.surroundings.discovery and not self._only_better():
-                self._stage = _Stage.SEARCHING
-                return [Search()]
-            case _Stage.KNOWN:
-                self._stage = _Stage.CONFIGURED
-            case _Stage.SEARCHING:
-                return []
-            case _Stage.CONFIGURED:
-                self._stage = _Stage.OVER
-                self._round = [endpoint for endpoint in self.surroundings.configured if endpoint not in self._tried]
-            case _Stage.OVER:
-                self._new_round(now)
-        return []
-
-    def _only_better(self) -> bool:
-        """Tell whether the round only looks for a broker that this hub prefers to a good one."""
-        return self.using is not None and self.using.kind is Kind.CONNECTOR
-
-    def _is_worth_trying(self, endpoint: str) -> bool:
-        if self._current is not None and endpoint == self._current.endpoint:
-            return False
-        return not self._only_better() or (
-            self.using is not None and self._rank(endpoint) < self._rank(self.using.endpoint)
+        """Take the next step of the round of site brokers, or wait for another round."""
+        using = self.using if self.using is not None and self.using.kind is Kind.CONNECTOR else None
+        step = self.candidates.next(
+            better_than=None if using is None else using.endpoint,
+            but=None if self._current is None else self._current.endpoint,
         )
+        match step:
+            case Step.SEARCH:
+                return [Search()]
+            case Step.WAIT:
+                return []
+            case Step.BEGIN_ANEW:
+                self._new_round(now)
+                return []
+            case endpoint:
+                return self._try_endpoint(endpoint, now)
 
     def _try_endpoint(self, endpoint: str, now: float) -> list[Command]:
         if self.using is not None:
@@ -537,9 +399,7 @@ class Link:
         return commands
 
     def _new_round(self, now: float) -> None:
-        self._round, self._tried = [], set()
-        if self._stage is not _Stage.SEARCHING:
-            self._stage = _Stage.KNOWN
+        self.candidates.begin_round()
         if self.using is None:
             self._site_next_at = now + self._site_backoff.next_s()
         else:
@@ -567,24 +427,10 @@ class Link:
     def _drop_observer(self, now: float) -> list[Command]:
         return self._drop(self._observer, now)
 
-    def _drop(self, session: _Session | None, now: float) -> list[Command]:
+    def _drop(self, session: LinkSession | None, now: float) -> list[Command]:
         assert session is not None
         if session.kind is Kind.CONNECTOR and session.good_at is not None:
             self._good_until = max(self._good_until, now)
         self._credit(session, now)
         self._release(session)
         return [Disconnect(session.number)]
-
-
-def _is_newer(state: ConnectorState, known: ConnectorState) -> bool:
-    """Tell whether a connector's state is not late: of a later session, or of one that has not ended by what is known."""
-    return (state.session, not state.online) >= (known.session, not known.online)
-
-
-class _Stage(Enum):
-    """How far a round of tries has come."""
-
-    KNOWN = "known"
-    SEARCHING = "searching"
-    CONFIGURED = "configured"
-    OVER = "over"

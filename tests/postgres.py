@@ -9,7 +9,6 @@ import asyncio
 import os
 import secrets
 import shutil
-import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import psutil
 import pytest
 
-from config.local_postgres import programs
+from config.local_postgres import USER as ADMINISTRATOR
+from config.local_postgres import LocalPostgres, programs
 from config.ports import free_ports
-from tests.fleet import until
 
 T = TypeVar("T")
 
-USER: Final = "hubline"
+USER: Final = "service"
+"""Whom the databases belong to: no administrator, as in production."""
 PASSWORD: Final = "p@ss:word/42"
 """It must be escaped in a URL, and must never be seen in a log."""
 
@@ -38,9 +37,7 @@ _QUIET: Final = {
     "max_parallel_workers": "0",
     "max_logical_replication_workers": "0",
     "jit": "off",
-    "max_connections": "60",
     "shared_buffers": "64MB",
-    "listen_addresses": "127.0.0.1",
     "log_min_messages": "warning",
     "wal_level": "minimal",
     "max_wal_senders": "0",
@@ -58,73 +55,21 @@ def need_postgres() -> Path:
     return found
 
 
-class Server:
+class Server(LocalPostgres):
     """One server with its own folder and port. `hard`: every commit is synced to the disk, as in production."""
 
     def __init__(self, *, hard: bool = False):
-        self._programs = need_postgres()
-        self._as_somebody = _as_postgres() if os.geteuid() == 0 else []
-        self.folder = Path(tempfile.mkdtemp(prefix="hubline-pg-"))
-        [self.port] = free_ports(1)
-        self._options = {**_QUIET, "fsync": "on" if hard else "off", "full_page_writes": "on" if hard else "off"}
-        self._process: subprocess.Popen[bytes] | None = None
+        need_postgres()
+        folder = Path(tempfile.gettempdir(), f"hubline-pg-{secrets.token_hex(6)}")
+        synced = "on" if hard else "off"
+        super().__init__(folder, *free_ports(1), {**_QUIET, "fsync": synced, "full_page_writes": synced})
         self.used: list[str] = []
         """Databases with empty tables, from tests before."""
         self.made: list[tuple[Any, ...]] = []
         """What is in such a database."""
-        if os.geteuid() == 0:
-            shutil.chown(self.folder, "postgres", "postgres")
-        subprocess.run(
-            [
-                *self._as_somebody,
-                *(self._programs / "initdb", "--pgdata", self.folder / "pg", "--username", "postgres"),
-                *("--auth-local", "trust", "--auth-host", "scram-sha-256", "--encoding", "UTF8", "--locale", "C"),
-                *("--no-sync", "--no-instructions"),
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
         self.start()
         quoted = PASSWORD.replace("'", "''")
         self.execute(f"CREATE ROLE {USER} LOGIN PASSWORD '{quoted}'")
-
-    def start(self) -> None:
-        """Start it, and wait until it answers. Also after `kill`: then it recovers from its log."""
-        assert self._process is None
-        options = [part for name, value in self._options.items() for part in ("-c", f"{name}={value}")]
-        with (self.folder / "log").open("ab") as out:
-            self._process = subprocess.Popen(
-                [
-                    *self._as_somebody,
-                    *(self._programs / "postgres", "-D", self.folder / "pg", "-k", self.folder),
-                    *("-p", str(self.port), *options),
-                ],
-                stdout=out,
-                stderr=out,
-            )
-        until("PostgreSQL answers", self._answers, 30)
-
-    def stop(self) -> None:
-        """End it in order, throwing its clients out (a fast shutdown)."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(2)
-            process.wait(30)
-
-    def kill(self) -> None:
-        """Kill -9 all of its processes at once, as a power cut would."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        for each in family:
-            try:
-                each.kill()
-            except psutil.NoSuchProcess:
-                pass
-        process.wait(30)
-        psutil.wait_procs(family, 30)
 
     def restart(self) -> None:
         """Kill it if it runs, and start it again."""
@@ -140,9 +85,10 @@ class Server:
         """Return what `cloud.database` says of one of its databases."""
         return f"postgresql+asyncpg://{USER}:p%40ss%3Aword%2F42@127.0.0.1:{self.port}/{database}"
 
-    def create(self, name: str, *, template: str = "template0") -> None:
-        """Create a database that belongs to USER; a template must have no client."""
+    def create(self, name: str, *, template: str = "template0") -> str:
+        """Create a database that belongs to USER, and return its URL; a template must have no client."""
         self.execute(f'CREATE DATABASE "{name}" OWNER {USER} TEMPLATE "{template}"')
+        return self.url(name)
 
     def drop(self, name: str) -> None:
         """Remove a database, throwing its clients out."""
@@ -185,15 +131,13 @@ class Server:
         import asyncpg
 
         return await asyncpg.connect(
-            host=str(self.folder), port=self.port, user="postgres", database=database, timeout=10
+            host="127.0.0.1",
+            port=self.port,
+            user=ADMINISTRATOR,
+            password=self.password,
+            database=database,
+            timeout=10,
         )
-
-    def _answers(self) -> bool:
-        assert self._process is not None
-        if self._process.poll() is not None:
-            raise AssertionError((self.folder / "log").read_text())
-        ready: list[str | Path] = [self._programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-        return subprocess.run(ready, check=False).returncode == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,10 +239,6 @@ async def _emptied(database: Postgres) -> bool:
         return True
     finally:
         await connection.close()
-
-
-def _as_postgres() -> list[str]:
-    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--pdeathsig=KILL"]
 
 
 def _beside(work: Callable[[], T]) -> T:

@@ -327,7 +327,7 @@ async def at_once(_session: Session, _ears: Ears) -> None:
 
 
 async def met(session: Session, _ears: Ears) -> None:
-    while session._socket is None:
+    while session._dial.socket is None:
         await asyncio.sleep(0)
 
 

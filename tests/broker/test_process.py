@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from broker.process import StatusFile
 from config import limits
@@ -51,3 +52,14 @@ def test_a_disk_that_refuses_does_not_end_the_process(tmp_path: Path) -> None:
     status.changed()
     status.changed()
     assert not (tmp_path / "missing").exists()
+
+
+def test_the_reason_of_a_refusal_is_told_though_the_system_has_no_words_for_it(tmp_path: Path) -> None:
+    """Some OSErrors have only a text of their own."""
+
+    def describe() -> dict[str, object]:
+        raise OSError("the share is gone")
+
+    with capture_logs() as logs:
+        StatusFile(tmp_path / "status.json", describe).changed()
+    assert [line["reason"] for line in logs] == ["the share is gone"]

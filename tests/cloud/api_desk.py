@@ -24,7 +24,7 @@ from broker.clock import unix_ms
 from broker.control import Presence, RequiredAction
 from cloud.api import create_app
 from cloud.api_server import ApiServer
-from cloud.desk import Change, Changes, Content, HubKey, Listener, Setting, StaleVersionError
+from cloud.desk import Change, Changes, Content, Listener, Setting, StaleVersionError
 from cloud.fleet_schema import (
     CONNECTION_LOG,
     GROUP_MEMBERS,
@@ -37,6 +37,7 @@ from cloud.fleet_schema import (
     TASKS,
     TOKENS,
 )
+from cloud.hub_key import HubKey
 from cloud.schema import HUBS, reader_engine, writer_engine
 from cloud.states import add_hub
 from cloud.store import Store

@@ -7,6 +7,7 @@ from typing import Any
 
 from broker.machine import Wakeup
 from broker.messages import ConnectorState, HubState
+from cloud.hub_key import HubKey
 from cloud.presence import Presence
 from cloud.presence_events import (
     Clear,
@@ -23,7 +24,7 @@ from cloud.presence_events import (
     Publish,
     Save,
 )
-from cloud.presence_facts import HubKey, Record, Status
+from cloud.presence_facts import Record, Status
 from config.settings import CloudPresence
 from tests.cloud.wire import EPOCH, SITE, T0
 

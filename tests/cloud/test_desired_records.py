@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Connection, insert, select, update
 
 from broker.control import Reported, SettingsReport
-from cloud import desired_groups, desired_records
+from cloud import desired_groups, desired_records, following_records, presence_records
 from cloud.desired import Connected, Desired, KnownHub, Save
 from cloud.desired_records import VersionConflictError
 from cloud.fleet_schema import REPORTED, SETTINGS_DOCUMENTS, SETTINGS_OF_HUBS
@@ -247,8 +247,18 @@ def test_a_forgotten_hub_leaves_nothing_behind(connection: Connection) -> None:
     desired_groups.add_to_group(connection, "lab", [1])
     save(connection, 1, DEBUG)
     desired_records.apply_reported(connection, 1, said(None), OLD, 1, 1)
-    desired_records.forget_hub(connection, 1)
+    assert presence_records.forget(connection, 1)
     assert desired_groups.groups(connection) == {}
-    assert desired_records.standing(connection, 1).version == 0
+    assert connection.execute(select(SETTINGS_OF_HUBS)).first() is None
     assert [each.scope for each in desired_records.documents(connection)] == ["fleet"]
     assert connection.execute(select(REPORTED)).first() is None
+
+
+@pytest.mark.parametrize("body", ['{"settings": {"version": "x"}}', "{"])
+def test_a_report_that_this_version_cannot_read_does_not_hide_the_others(connection: Connection, body: str) -> None:
+    """It would be read again at every start: the active process must not end by it."""
+    for number in (1, add_hub(connection, "berlin", "pc-2")):
+        desired_records.apply_reported(connection, number, said(None), OLD, 1, 1)
+    connection.execute(update(REPORTED).where(REPORTED.c.hub_no == 1).values(body=body))
+    answers, cursor = following_records.reported_since(connection, 0, None)
+    assert ([answer.hub_id for answer in answers], cursor) == (["pc-2"], None)

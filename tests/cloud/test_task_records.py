@@ -9,11 +9,13 @@ import pytest
 from sqlalchemy import Connection
 
 from broker.control import Results, TaskReport
+from cloud import presence_records
 from cloud import task_records as records
 from cloud.fleet_schema import TASKS
+from cloud.hub_key import HubKey
 from cloud.schema import prepare, writer_engine
 from cloud.states import add_hub
-from cloud.task_standing import HubKey, OpenTarget, Standing, TargetChange, TargetState, TaskOrder
+from cloud.task_standing import OpenTarget, Standing, TargetChange, TargetState, TaskOrder
 from config import limits
 from config.errors import SettingsError
 from tests.simulation.task_world import KEY, Weather, World
@@ -169,7 +171,7 @@ def test_only_tasks_that_are_over_everywhere_are_pruned(connection: Connection) 
 def test_a_forgotten_hub_leaves_the_others_part_of_a_task(connection: Connection) -> None:
     hub_no, other = add_hub(connection, *KEY), add_hub(connection, "paris", "a")
     records.create(connection, ORDER, "anna", [hub_no, other])
-    records.forget(connection, hub_no)
+    assert presence_records.forget(connection, hub_no)
     assert [found.key for found in records.targets(connection, ID)] == [("paris", "a")]
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from broker.control import Task, TaskReport
 from broker.machine import Wakeup
-from cloud.task_standing import FINAL, OPEN, OpenTarget, Standing, TargetChange, TargetState, TaskOrder, merged
-from cloud.tasks import (
+from cloud.task_events import (
     CancelAsked,
     Command,
     Connected,
@@ -23,9 +22,10 @@ from cloud.tasks import (
     Reported,
     Save,
     Send,
-    Tasks,
     Unreachable,
 )
+from cloud.task_standing import FINAL, OPEN, OpenTarget, Standing, TargetChange, TargetState, TaskOrder, merged
+from cloud.tasks import Tasks
 from config import limits
 
 T0 = 1_763_798_400_000

@@ -106,6 +106,18 @@ def test_the_loopback_is_no_address_for_a_hub_elsewhere(tmp_path: Path) -> None:
     assert settings.load(hub.settings, settings.HubSettings, {}).connector.endpoints == ["[2001:db8::1]:8883"]
 
 
+def test_many_hubs_are_added_at_once_or_none_of_them(fleet: Path) -> None:
+    """A list of a thousand names with one mistake must not leave a person to find out which are in."""
+    before = [str(member) for member in provision.members(fleet)]
+    for wrong in ("PC", "pc-17", "b"):
+        with pytest.raises(SettingsError, match=r"NAME|hub/pc-17"):
+            provision.hubs(fleet, ["a", "b", wrong], "paris")
+    assert [str(member) for member in provision.members(fleet)] == before
+    made = provision.hubs(fleet, ["b", "a"], "paris")
+    assert [(bundle.name, bundle.settings.exists()) for bundle in made] == [("b", True), ("a", True)]
+    assert {str(member) for member in provision.members(fleet)} == {*before, "hub/a", "hub/b"}
+
+
 @posix
 def test_keys_and_tokens_are_private_and_so_is_the_authority(fleet: Path) -> None:
     """Whoever reads one of them is the machine, the console or the fleet."""

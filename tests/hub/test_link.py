@@ -156,7 +156,7 @@ def test_what_is_remembered_is_bounded() -> None:
     (connect,) = story.connects(story.tell(Wakeup()))
     story.tell(SessionOpened(connect.session))
     story.tell(ConnectorHeard(connect.session, "a", UP))
-    assert len(story.link._worked) == limits.CANDIDATES_MAX
+    assert len(story.link.candidates.worked) == limits.CANDIDATES_MAX
 
 
 def test_a_start_without_any_connector_goes_to_the_cloud_after_the_grace() -> None:
@@ -587,13 +587,15 @@ def test_a_trial_of_the_outage_ends_when_the_cloud_is_proven() -> None:
 
 def test_hubs_prefer_different_connectors() -> None:
     links = [Story(hub_id=f"pc-{number}").link for number in range(100)]
-    share = sum(link._rank(A) < link._rank(B) for link in links)
+    share = sum(link.candidates.rank(A) < link.candidates.rank(B) for link in links)
     assert 30 < share < 70
 
 
 def test_a_hub_moves_back_to_the_connector_that_it_prefers() -> None:
     hub_id = next(
-        name for name in (f"pc-{n}" for n in range(50)) if Story(name).link._rank(A) < Story(name).link._rank(B)
+        name
+        for name in (f"pc-{n}" for n in range(50))
+        if Story(name).link.candidates.rank(A) < Story(name).link.candidates.rank(B)
     )
     story = Story(hub_id, cached=(B, A))
     (connect,) = story.connects(story.tell(Wakeup()))

@@ -16,8 +16,10 @@ from typing import Protocol
 
 from broker.control import Results, Task, TaskReport
 from broker.machine import Wakeup
-from cloud import tasks as at_cloud
-from cloud.task_standing import HubKey, OpenTarget, Standing, TargetChange, TaskOrder, merged
+from cloud import task_events as at_cloud
+from cloud.hub_key import HubKey
+from cloud.task_standing import OpenTarget, Standing, TargetChange, TaskOrder, merged
+from cloud.tasks import Tasks
 from hub import tasks as at_hub
 
 KEY: HubKey = ("berlin", "pc-17")
@@ -114,7 +116,7 @@ class World:
         self.runs: Counter[str] = Counter()
         self.lives = {"hub": 0, "cloud": 0}
         self.hub_tasks: at_hub.Tasks | None = None
-        self.cloud_tasks: at_cloud.Tasks | None = None
+        self.cloud_tasks: Tasks | None = None
         self.roaming = False
         self.started_while_roaming = 0
         self._wakeups = {"hub": -1.0, "cloud": -1.0}
@@ -177,7 +179,7 @@ class World:
 
     def start_cloud(self) -> None:
         known = self.database.open_tasks()
-        self.cloud_tasks = at_cloud.Tasks(
+        self.cloud_tasks = Tasks(
             known, random=Random(self.random.random()), started_at=self.now, started_ms=self.wall_ms
         )
         self.feed_cloud(at_cloud.Connected())

@@ -12,6 +12,7 @@ import pytest
 
 from broker.machine import Wakeup
 from broker.messages import ConnectorState, HubState
+from cloud.hub_key import HubKey
 from cloud.presence import Presence
 from cloud.presence_events import (
     Clear,
@@ -27,7 +28,7 @@ from cloud.presence_events import (
     Publish,
     Save,
 )
-from cloud.presence_facts import HubKey, Policy, Record, Status
+from cloud.presence_facts import Policy, Record, Status
 from config.settings import CloudPresence
 
 T0 = 1_763_798_400_000

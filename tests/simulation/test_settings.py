@@ -21,7 +21,8 @@ from broker.control import DesiredSettings, Reported, SettingsReport
 from broker.machine import Wakeup
 from cloud import desired, desired_groups, desired_records, fleet_schema
 from cloud.desired import Desired
-from cloud.desired_scopes import HubKey, Scope
+from cloud.desired_scopes import Scope
+from cloud.hub_key import HubKey
 from cloud.schema import SCHEMA, writer_engine
 from cloud.states import add_hub
 from hub import desired as here
