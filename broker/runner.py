@@ -35,6 +35,7 @@ class Runner(Generic[E, C]):
         self._waiting: deque[E | Wakeup] = deque()
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_ends_at = 0.0
         self._loop = asyncio.get_running_loop()
 
     def feed(self, event: E | Wakeup) -> None:
@@ -58,8 +59,18 @@ class Runner(Generic[E, C]):
             self._timer = None
 
     def _arm(self) -> None:
-        self.close()
+        """See to it that a timer runs that ends in time; one that ends too early looks again, which costs less than a new one."""
         deadline = self.machine.deadline()
-        if deadline is not None:
-            delay_s = max(0.0, deadline - monotonic_s())
-            self._timer = self._loop.call_later(delay_s, self.feed, Wakeup())
+        if deadline is None or (self._timer is not None and self._timer_ends_at <= deadline):
+            return
+        self.close()
+        self._timer_ends_at = deadline
+        self._timer = self._loop.call_later(max(0.0, deadline - monotonic_s()), self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        deadline = self.machine.deadline()
+        if deadline is not None and deadline <= monotonic_s():
+            self.feed(Wakeup())
+        else:
+            self._arm()

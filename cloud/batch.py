@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from broker.control import Logs, Reported, Results
 from broker.messages import ConnectorState, HubState, Last
-from cloud.envelopes import Decoded
+from cloud.envelopes import Body
 
 
 class Stream(NamedTuple):
@@ -23,7 +23,7 @@ class Stream(NamedTuple):
 class Message(Struct, frozen=True, gc=False):
     """A message that the contract allows. `body` is None for a kind that this version does not know.
 
-    `skew_ms` is how far its hub's clock was ahead, as far as that could be told: `ts - skew_ms` is a time by our clock.
+    `skew_ms` is how far its hub's clock was ahead, as far as that could be told; in blocks the times are right already.
 
     A Struct, because one is made for every message, and a frozen dataclass costs ten times as much to make.
     """
@@ -34,7 +34,7 @@ class Message(Struct, frozen=True, gc=False):
     sent_ms: int
     received_ms: int
     payload: bytes
-    body: Decoded
+    body: Body
     skew_ms: int = 0
 
     @property

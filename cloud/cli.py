@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,19 +33,22 @@ def cloud() -> None:
 def run(file: Path, only: Part | None) -> None:
     """Store and acknowledge until stopped.
 
-    Any number of processes may run with --only ingest; of those with --only operations one is active, the others stand by.
+    Any number of processes may run with --only ingest, if cloud.intake is "shared" or "jetstream"; of those with --only
+    operations one is active, the others stand by.
     """
     from broker.process import run_until_stopped
     from cloud.service import Service
-    from config import log
+    from config import limits, log
     from config.settings import CloudSettings, load
 
     settings = load(file, CloudSettings)
     log.set_up(settings.log)
+    gc.freeze()  # What the start has made stays.
+    gc.set_threshold(limits.COLLECTOR_ALLOCATIONS)
     run_until_stopped(lambda stop: Service(settings, only).run(stop))
 
 
-@cloud.command()
+@cloud.command(short_help="Say of each hub what has come and what is missing.")
 @_file
 @click.option("--json", "as_json", is_flag=True, help="One JSON array, for scripts.")
 @click.option("--verify", is_flag=True, help="Also decode every stored message and compare with the sums.")
@@ -112,7 +116,7 @@ def migrate(file: Path) -> None:
     click.echo("done" if done else f"nothing to do: the schema is {SCHEMA_VERSION}, the newest that this Hubline knows")
 
 
-@cloud.command()
+@cloud.command(short_help="Copy a SQLite database into an empty PostgreSQL.")
 @_file
 @click.option(
     "--to",

@@ -22,6 +22,7 @@ from broker.machine import Wakeup
 from broker.messages import Ack, ConnectorState, HubState, Last, decode
 from broker.ranges import ranges_of
 from broker.topics import UP_KINDS, Topic
+from cloud.acknowledging import Acknowledging, Due
 from cloud.batch import (
     Batch,
     ConnectorStateSeen,
@@ -32,6 +33,7 @@ from cloud.batch import (
     RefusedMessage,
     Stream,
 )
+from cloud.blocks import corrected
 from cloud.envelopes import EnvelopeReader, RefusedBodyError
 from cloud.skew import SkewMeter
 from config import limits
@@ -183,6 +185,7 @@ class Ingest:
         self._next_store_at = float("-inf")
         self._retry_at: float | None = None
         self._backoff: Final = Backoff(random, max_s=limits.STORE_RETRY_MAX_S, stable_s=0.0)
+        self._acknowledging: Final = Acknowledging()
         self._lasts: dict[tuple[str, str, str], Last] = {}
         self._next_lasts_at = float("-inf")
 
@@ -206,7 +209,7 @@ class Ingest:
                 self.counts.arrived += 1
                 commands += self._take(event)
             case Stored(outcome):
-                commands = self._committed(outcome)
+                commands = self._committed(outcome, now)
             case StoreFailed():
                 assert self._in_flight is not None
                 self._retry_at = now + self._backoff.next_s()
@@ -218,13 +221,19 @@ class Ingest:
                 self._connected = False
             case Stopping():
                 self._stopping = True
+                commands = self._acknowledge(self._acknowledging.all())
             case Wakeup():
                 pass
-        return [*self._store(now), *commands, *self._publish_lasts(now)]
+        return [*self._store(now), *commands, *self._due(now)]
 
     def deadline(self) -> float | None:
-        """Return when a transaction may begin or be tried again, or newest values may be published."""
-        instants = [self._next_lasts_at] if self._lasts and self._connected else []
+        """Return when a transaction may begin or be tried again, or something may be published."""
+        instants = []
+        if self._connected:
+            if self._lasts:
+                instants.append(self._next_lasts_at)
+            if (due_at := self._acknowledging.deadline()) is not None:
+                instants.append(due_at)
         if self._retry_at is not None:
             instants.append(self._retry_at)
         elif self._in_flight is None and self._has_waiting():
@@ -272,6 +281,8 @@ class Ingest:
             return self._refuse(arrived, exc.reason, place)
         stream = Stream(topic.site, topic.name, epoch)
         skew_ms = self._skew.measure(stream, sent_ms, received_ms)
+        if skew_ms and isinstance(body, tuple):
+            body = corrected(body, skew_ms)
         message = Message(stream, seq, topic.leaf, sent_ms, received_ms, payload, body, skew_ms)
         if self._admit(message.key, len(payload)):
             self._waiting.append(message)
@@ -371,7 +382,7 @@ class Ingest:
         self._copies.clear()
         return Batch(tuple(messages), tuple(refused), tuple(hub_states), tuple(connector_states), copies)
 
-    def _committed(self, outcome: Outcome) -> list[Command]:
+    def _committed(self, outcome: Outcome, now: float) -> list[Command]:
         batch, self._in_flight = self._in_flight, None
         assert batch is not None
         self._retry_at = None
@@ -392,15 +403,28 @@ class Ingest:
         settled: list[Command] = [Settle(tuple(receipts))] if receipts else []
         if not self._connected:
             return settled
-        return settled + [ack for stream, of_stream in seqs.items() for ack in self._acknowledge(stream, of_stream)]
+        told = [
+            due for stream, of_stream in seqs.items() for due in self._acknowledging.committed(stream, of_stream, now)
+        ]
+        if self._stopping:
+            told += self._acknowledging.all()
+        return settled + self._acknowledge(told)
 
-    def _acknowledge(self, stream: Stream, seqs: list[int]) -> list[Command]:
-        topic = self._ack_topic(stream.site, stream.hub_id)
-        ranges = ranges_of(seqs)
+    def _acknowledge(self, told: Due) -> list[Command]:
+        if not self._connected:
+            return []
         step = limits.ACK_RANGES_MAX
         return [
-            Acknowledge(topic, Ack(stream.epoch, ranges[start : start + step])) for start in range(0, len(ranges), step)
+            Acknowledge(self._ack_topic(stream.site, stream.hub_id), Ack(stream.epoch, ranges[start : start + step]))
+            for stream, ranges in ((stream, ranges_of(seqs)) for stream, seqs in told)
+            for start in range(0, len(ranges), step)
         ]
+
+    def _due(self, now: float) -> list[Command]:
+        """Return what is to be published now; without a session it would be lost."""
+        if not self._connected:
+            return []
+        return [*self._acknowledge(self._acknowledging.due(now)), *self._publish_lasts(now)]
 
     def _make_ack_topic(self, site: str, hub_id: str) -> str:
         return str(Topic.down(self._fleet, site, hub_id, "ack"))
@@ -417,7 +441,7 @@ class Ingest:
                 self._lasts[key] = value.last
 
     def _publish_lasts(self, now: float) -> list[Command]:
-        if not self._lasts or not self._connected or now < self._next_lasts_at:
+        if not self._lasts or now < self._next_lasts_at:
             return []
         keys = list(islice(self._lasts, limits.LAST_BURST))
         commands: list[Command] = [

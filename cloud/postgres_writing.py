@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam
 
-from cloud.batch import Batch, Message, Outcome, RefusedMessage, Stream
+from cloud.batch import Batch, Outcome, RefusedMessage, Stream
 from cloud.nul import escape_nul
 from cloud.payloads import PayloadCodec
 from cloud.postgres_driver import Driver, driver
@@ -111,11 +111,11 @@ class PostgresWriting:
 
     def __init__(self, codec: PayloadCodec, batch: Batch):
         self._batch = batch
-        self._packed = {id(message): codec.pack(message.payload) for message in batch.messages}
+        self._packed = codec.pack([message.payload for message in batch.messages])
 
     def write(self, connection: Connection) -> Outcome:
         """Do all of it in the running transaction. Raises UnknownHubsError, and then nothing was done."""
-        rows, sums, link = Rows(self._batch, self._pack), Sums(), driver(connection)
+        rows, sums, link = Rows(self._batch, self._packed), Sums(), driver(connection)
         hubs = self._lock_hubs(link, rows)
         self._take_streams(link, rows, hubs)
         self._add_sums(link, rows, sums)
@@ -141,9 +141,6 @@ class PostgresWriting:
         self._write_quarantine(connection, rows.quarantine)
         counts = (len(rows.messages), rows.points, rows.duplicates, len(rows.quarantine))
         return Outcome(*counts, tuple(sums.newest), told)
-
-    def _pack(self, message: Message) -> tuple[int, bytes]:
-        return self._packed[id(message)]
 
     def _lock_hubs(self, link: Driver, rows: Rows) -> dict[HubKey, int]:
         keys = {(stream.site, stream.hub_id) for stream in rows.arrivals}

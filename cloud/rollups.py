@@ -8,14 +8,13 @@ arrival.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Final, TypeAlias, cast
 
 import orjson
 
-from cloud.envelopes import PlainPoint, PlainValue
+from cloud.blocks import Blocks, PlainValue
 from config import limits
 
 BUCKET_MS: Final = 300_000
@@ -25,6 +24,9 @@ BUCKETS_PER_HOUR: Final = 12
 
 Rank: TypeAlias = tuple[int, int, str]
 """ts, seq, value as JSON: of two readings the greater is the newer one, in whatever order they come."""
+
+_Newest: TypeAlias = tuple[tuple[int, int, int, int], PlainValue]
+"""Of a sensor's newest reading ts, seq, number of the block and place in it; and its value."""
 
 _CAP: Final = limits.ROLLUP_VALUE_MAX
 
@@ -80,21 +82,33 @@ class SensorSummary:
         return result
 
 
-def summarise(messages: Iterable[tuple[int, Sequence[PlainPoint]]]) -> dict[str, SensorSummary]:
-    """Sum up (seq, points) of one stream by sensor."""
-    columns: dict[int, defaultdict[str, list[PlainValue]]] = {}
-    moments: list[tuple[int, int, int, dict[str, PlainValue]]] = []
-    for seq, points in messages:
-        for position, point in enumerate(points):
-            ts, values = point.ts, point.values
-            moments.append((ts, seq, position, values))
-            bucket = ts // BUCKET_MS
-            column = columns.get(bucket)
-            if column is None:
-                columns[bucket] = column = defaultdict(list)
-            for name, value in values.items():
-                column[name].append(value)
-    result = {name: SensorSummary(0, rank) for name, rank in _newest(moments).items()}
+def summarise(messages: Iterable[tuple[int, Blocks]]) -> dict[str, SensorSummary]:
+    """Sum up (seq, blocks) of one stream by sensor."""
+    columns: dict[int, defaultdict[str, list[PlainValue]]] = defaultdict(lambda: defaultdict(list))
+    newest: dict[str, _Newest] = {}
+    for seq, blocks in messages:
+        for number, block in enumerate(blocks):
+            times, last, bucket = block.times, block.last_ts, block.first_ts // BUCKET_MS
+            at = len(times) - 1
+            while times[at] != last:
+                at -= 1
+            place = (last, seq, number, at)
+            for name, values in block.columns.items():
+                known = newest.get(name)
+                if known is None or known[0] < place:
+                    newest[name] = (place, values[at])
+            if bucket == last // BUCKET_MS:
+                column = columns[bucket]
+                for name, values in block.columns.items():
+                    column[name] += values
+            else:
+                for name, values in block.columns.items():
+                    for ts, value in zip(times, values, strict=True):
+                        columns[ts // BUCKET_MS][name].append(value)
+    result = {
+        name: SensorSummary(0, (place[0], place[1], orjson.dumps(value).decode()))
+        for name, (place, value) in newest.items()
+    }
     for bucket, column in columns.items():
         for name, values_of_name in column.items():
             summary = result[name]
@@ -105,17 +119,6 @@ def summarise(messages: Iterable[tuple[int, Sequence[PlainPoint]]]) -> dict[str,
     return result
 
 
-def _newest(moments: list[tuple[int, int, int, dict[str, PlainValue]]]) -> dict[str, Rank]:
-    moments.sort(key=itemgetter(0, 1, 2), reverse=True)
-    newest: dict[str, Rank] = {}
-    for ts, seq, _, values in moments:
-        if values.keys() <= newest.keys():
-            continue
-        for name in values.keys() - newest.keys():
-            newest[name] = (ts, seq, orjson.dumps(values[name]).decode())
-    return newest
-
-
 def _rollup(values: list[PlainValue]) -> Rollup | None:
     if len(values) == 1:  # Most often so while a hub keeps up; the rest is for its backlog.
         [value] = values
@@ -124,11 +127,14 @@ def _rollup(values: list[PlainValue]) -> Rollup | None:
         number = float(value)
         return Rollup(1, number, number, max(-_CAP, min(_CAP, number)))
     numbers = cast(list[float], values)
-    if str in set(map(type, values)):
-        numbers = [value for value in values if not isinstance(value, str)]
-    if not numbers:
+    try:
+        low, high = min(numbers), max(numbers)
+    except TypeError:  # Texts among numbers can't be compared.
+        numbers = [value for value in numbers if not isinstance(value, str)]
+        low, high = min(numbers), max(numbers)
+    if isinstance(low, str):
         return None
-    low, high = float(min(numbers)), float(max(numbers))
+    low, high = float(low), float(high)
     if low < -_CAP or high > _CAP:
         return Rollup(len(numbers), low, high, float(sum(max(-_CAP, min(_CAP, number)) for number in numbers)))
     return Rollup(len(numbers), low, high, float(sum(numbers)))

@@ -94,7 +94,7 @@ class Writing:
     def __init__(self, connection: Connection, codec: PayloadCodec, batch: Batch):
         self._connection = connection
         self._batch = batch
-        self._rows = Rows(batch, lambda message: codec.pack(message.payload))
+        self._rows = Rows(batch, codec.pack([message.payload for message in batch.messages]))
 
     def write(self) -> Outcome:
         """Do all of it."""

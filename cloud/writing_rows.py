@@ -6,7 +6,7 @@ It must be told what the database holds; both databases then write the same rows
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -14,7 +14,7 @@ from broker.control import Logs, Reported, Results
 from broker.messages import Events
 from broker.ranges import Ranges, ranges_of
 from cloud.batch import Batch, Message, RefusedMessage, Stream
-from cloud.envelopes import PlainPoint, PlainReadings
+from cloud.blocks import Blocks
 from cloud.rollups import SensorSummary, summarise
 
 Row: TypeAlias = tuple[object, ...]
@@ -64,10 +64,10 @@ class HubSums:
 
 
 class Rows:
-    """The rows of one transaction, table by table. `pack` gives the code and the bytes to keep of a message's payload."""
+    """The rows of one transaction, table by table. `packed` is what to keep of each message's payload: code and bytes."""
 
-    def __init__(self, batch: Batch, pack: Callable[[Message], tuple[int, bytes]]):
-        self._pack = pack
+    def __init__(self, batch: Batch, packed: Sequence[tuple[int, bytes]]):
+        self._packed = {id(message): each for message, each in zip(batch.messages, packed, strict=True)}
         self.messages: list[Row] = []
         """In the order of MESSAGE_NAMES."""
         self.gaps: list[Row] = []
@@ -105,7 +105,8 @@ class Rows:
         fresh = [arrivals.items[seq] for seq in arrivals.seqs if seq not in before]
         messages = [item for item in fresh if isinstance(item, Message)]
         refused = [item for item in fresh if isinstance(item, RefusedMessage)]
-        points = sum(self._take_message(stream_no, message) for message in messages)
+        readings = list[tuple[int, Blocks]]()
+        points = sum(self._take_message(stream_no, message, readings) for message in messages)
         duplicates = arrivals.copies + len(arrivals.seqs) - len(fresh)
         received_ms = max((item.received_ms for item in arrivals.items.values()), default=0)
         self.answers += [(hub_no, message) for message in messages if isinstance(message.body, _ANSWERS)]
@@ -113,16 +114,8 @@ class Rows:
         self.points += points
         self.duplicates += duplicates
         self.counts.append((len(messages), points, duplicates, len(refused), received_ms, stream_no))
-        self._sum_up(self.of_hubs.setdefault(hub_no, HubSums(stream.site, stream.hub_id)), messages)
-
-    def _sum_up(self, of_hub: HubSums, messages: list[Message]) -> None:
-        readings = ((message, message.body) for message in messages)
-        found = summarise(
-            (message.seq, body.points if not message.skew_ms else _corrected(body.points, message.skew_ms))
-            for message, body in readings
-            if isinstance(body, PlainReadings)
-        )
-        for name, summary in found.items():
+        of_hub = self.of_hubs.setdefault(hub_no, HubSums(stream.site, stream.hub_id))
+        for name, summary in summarise(readings).items():
             known = of_hub.summaries.setdefault(name, summary)
             if known is not summary:
                 known.add(summary)
@@ -137,22 +130,24 @@ class Rows:
         self.intervals += [(stream_no, *interval) for interval in after - known]
         return before
 
-    def _take_message(self, stream_no: int, message: Message) -> int:
-        points, times = 0, list[int]()
+    def _take_message(self, stream_no: int, message: Message, readings: list[tuple[int, Blocks]]) -> int:
+        """Add the rows of a message, and to `readings` what it has of them; return how many points it has."""
+        points, times, skew_ms = 0, list[int](), message.skew_ms
         match message.body:
-            case PlainReadings(points=of_body):
-                points, times = len(of_body), [point.ts for point in of_body]
+            case tuple() as blocks:
+                points = sum(len(block.times) for block in blocks)
+                times = [ts for block in blocks for ts in (block.first_ts, block.last_ts)]
+                readings.append((message.seq, blocks))
             case Events(events=events):
-                times = [event.ts for event in events if event.ts is not None]
+                times = [max(0, event.ts - skew_ms) for event in events if event.ts is not None]
                 for position, event in enumerate(events):
                     if event.is_gap:
                         said = (event.from_seq, event.to_seq, event.points, event.first_ts, event.last_ts, event.reason)
                         self.gaps.append((stream_no, message.seq, position, *said))
             case Results() | Reported() | Logs() | None:
                 pass
-        skew_ms = message.skew_ms
-        span = (max(0, min(times) - skew_ms), max(0, max(times) - skew_ms)) if times else (None, None)
-        packed = self._pack(message)
+        span = (min(times), max(times)) if times else (None, None)
+        packed = self._packed[id(message)]
         self.messages.append(
             (
                 stream_no,
@@ -167,8 +162,3 @@ class Rows:
             )
         )
         return points
-
-
-def _corrected(points: list[PlainPoint], skew_ms: int) -> list[PlainPoint]:
-    """Return points as they would be if the hub's clock had been right."""
-    return [PlainPoint(max(0, point.ts - skew_ms), point.values) for point in points]

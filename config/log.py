@@ -14,6 +14,13 @@ from datetime import UTC, datetime
 from typing import Final, TextIO, TypeAlias, cast
 
 import orjson
+
+if "rich" not in sys.modules:
+    # structlog loads rich, if it finds it, for tracebacks that are never printed here: 5 MB in every role.
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    import structlog
+
+    del sys.modules["rich"]
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 

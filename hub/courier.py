@@ -249,13 +249,16 @@ class Courier:
         return self._fill()
 
     def _fill(self) -> list[Command]:
-        """Ask for as many messages as the window takes."""
+        """Ask for as many messages as the window takes; those that are not loaded yet will be as large as those in flight."""
         if not self.open or not self._waiting:
             return []
         loading = sum(flight.sent_at is None for flight in self._flights.values())
-        free = min(int(self._window) - len(self._flights), limits.SEND_BATCH_MESSAGES - loading)
+        in_flight = len(self._flights)
+        free = min(int(self._window) - in_flight, limits.SEND_BATCH_MESSAGES - loading)
+        likely_bytes = self._flight_bytes / (in_flight - loading) if in_flight > loading else 0.0
+        room_bytes = limits.WINDOW_BYTES - self._flight_bytes - loading * likely_bytes
         chosen: list[int] = []
-        while len(chosen) < free and self._flight_bytes < limits.WINDOW_BYTES:
+        while len(chosen) < free and room_bytes - len(chosen) * likely_bytes > 0:
             seq = self._choose()
             if seq is None:
                 break

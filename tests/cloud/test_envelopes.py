@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from broker.control import Logs, Reported, Results
 from broker.messages import Envelope, Readings, decode, decode_body
-from cloud.envelopes import EnvelopeReader, PlainReadings, RefusedBodyError
+from cloud.envelopes import EnvelopeReader, RefusedBodyError
 from config import limits
 from config.errors import ProtocolError
 from tests.cloud.wire import EPOCH, T0, one, payload, readings
@@ -53,7 +53,12 @@ def by_the_contract(content: bytes) -> object:
     except ProtocolError:
         return "refused", envelope.epoch, envelope.seq
     assert isinstance(body, Readings)
-    return envelope.epoch, envelope.seq, envelope.sent, [(point.ts, point.values) for point in body.points]
+    return (
+        envelope.epoch,
+        envelope.seq,
+        envelope.sent,
+        [(point.ts, sorted(point.values.items())) for point in body.points],
+    )
 
 
 def by_us(reader: EnvelopeReader, content: bytes) -> object:
@@ -64,8 +69,8 @@ def by_us(reader: EnvelopeReader, content: bytes) -> object:
         return "refused", exc.envelope.epoch, exc.envelope.seq
     except ProtocolError:
         return "unreadable"
-    assert isinstance(body, PlainReadings)
-    return epoch, seq, sent, [(point.ts, point.values) for point in body.points]
+    assert isinstance(body, tuple)
+    return epoch, seq, sent, [(ts, sorted(values.items())) for block in body for ts, values in block.points()]
 
 
 def as_json(content: object) -> bytes:
@@ -135,8 +140,8 @@ def test_integers_beyond_64_bits_come_out_as_the_contract_reads_them() -> None:
     """SQLite and JSON encoders refuse them: one such value must not stop the database."""
     content = one(1).replace(b'"counter":1', b'"counter":18446744073709551616')
     _, _, _, body = EnvelopeReader().read("readings", content)
-    assert isinstance(body, PlainReadings)
-    assert orjson.dumps(body.points[0].values["counter"]) == b"1.8446744073709552e+19"
+    assert isinstance(body, tuple)
+    assert orjson.dumps(body[0].columns["counter"][0]) == b"1.8446744073709552e+19"
 
 
 def test_remembered_names_stay_bounded() -> None:

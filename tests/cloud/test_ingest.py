@@ -134,6 +134,44 @@ def test_committed_message_that_comes_again_is_stored_again_and_acknowledged_aga
     assert ingest.handle(DONE, 3.0) == [ack((1, 1))]
 
 
+def test_busy_hub_is_told_of_a_few_messages_at_a_time() -> None:
+    """Each acknowledgement passes two brokers and the WAN, as costly as the message itself."""
+    ingest = machine()
+    fed(ingest, 1.0, arrived(one(1)), DONE)
+    for seq in range(2, limits.ACK_MESSAGES + 1):
+        assert [type(each) for each in fed(ingest, 1.0 + seq / 20, arrived(one(seq)), DONE)] == [Store]
+    last = limits.ACK_MESSAGES + 1
+    assert fed(ingest, 1.0 + last / 20, arrived(one(last)), DONE)[1:] == [ack((2, last))]
+
+
+def test_what_is_held_back_is_told_after_half_a_second() -> None:
+    """Fewer may never come: the hub would send again."""
+    ingest = machine()
+    fed(ingest, 1.0, arrived(one(1)), DONE)
+    fed(ingest, 1.1, arrived(one(2)), DONE)
+    assert ingest.deadline() == pytest.approx(1.0 + limits.ACK_INTERVAL_S)
+    assert ingest.handle(Wakeup(), 1.0 + limits.ACK_INTERVAL_S) == [ack((2, 2))]
+    assert ingest.deadline() is None
+    assert fed(ingest, 3.0, arrived(one(3)), DONE)[1:] == [ack((3, 3))], "after a pause, at once again"
+
+
+def test_nothing_is_held_back_by_a_service_that_stops() -> None:
+    ingest = machine()
+    fed(ingest, 1.0, arrived(one(1)), DONE)
+    fed(ingest, 1.1, arrived(one(2)), DONE, arrived(one(3)))
+    assert ingest.handle(Stopping(), 1.11) == [Store(Batch((message(one(3)),))), ack((2, 2))]
+    assert ingest.handle(DONE, 1.12) == [ack((3, 3))]
+
+
+def test_what_is_held_back_waits_for_the_session() -> None:
+    """Without one it would be lost, and a busy hub would send a window again."""
+    ingest = machine()
+    fed(ingest, 1.0, arrived(one(1)), DONE)
+    fed(ingest, 1.1, arrived(one(2)), DONE, Disconnected())
+    assert ingest.handle(Wakeup(), 2.0) == []
+    assert ingest.handle(Connected(), 3.0) == [ack((2, 2))]
+
+
 def test_copies_of_a_waiting_message_are_dropped_and_counted() -> None:
     """While the database refuses, hubs repeat: that must not fill the memory."""
     ingest = machine()
@@ -146,7 +184,7 @@ def test_copies_of_a_waiting_message_are_dropped_and_counted() -> None:
 
 def test_long_list_of_ranges_is_sent_as_several_acknowledgements() -> None:
     """The contract bounds a message; today's batches stay below that, tomorrow's may not."""
-    wide = machine()._acknowledge(STREAM, list(range(1, 2 * limits.ACK_RANGES_MAX + 2, 2)))
+    wide = machine()._acknowledge([(STREAM, list(range(1, 2 * limits.ACK_RANGES_MAX + 2, 2)))])
     assert [len(command.ack.ranges) for command in wide if isinstance(command, Acknowledge)] == [
         limits.ACK_RANGES_MAX,
         1,
@@ -354,9 +392,10 @@ def test_newest_values_are_published_after_the_commit_and_at_most_once_per_inter
     ingest.handle(arrived(one(1)), 1.0)
     assert ingest.handle(stored(new("x", 1)), 1.0) == [ack((1, 1)), last("x", 1)]
     ingest.handle(arrived(one(2)), 1.1)
-    assert ingest.handle(stored(new("x", 2)), 1.1) == [ack((2, 2))]
+    assert ingest.handle(stored(new("x", 2)), 1.1) == []
     ingest.handle(arrived(one(3)), 1.2)
     ingest.handle(stored(new("x", 3), new("y", 1)), 1.2)
+    assert ingest.handle(Wakeup(), 1.0 + limits.ACK_INTERVAL_S) == [ack((2, 3))]
     assert ingest.deadline() == pytest.approx(1.0 + limits.LAST_INTERVAL_S)
     assert ingest.handle(Wakeup(), 1.0 + limits.LAST_INTERVAL_S) == [last("x", 3), last("y", 1)]
     assert ingest.deadline() is None

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.messages import Value
-from cloud.envelopes import PlainPoint
+from cloud.blocks import PlainPoint, blocks_of
 from cloud.rollups import BUCKET_MS, Rollup, SensorSummary, summarise
 from config import limits
 from tests.cloud.wire import T0
@@ -24,7 +24,9 @@ Stream = dict[int, list[tuple[int, dict[str, Value]]]]
 
 def summed(stream: Stream) -> dict[str, SensorSummary]:
     """Sum up with the code under test."""
-    return summarise((seq, [PlainPoint(ts, values) for ts, values in points]) for seq, points in stream.items())
+    return summarise(
+        (seq, blocks_of([PlainPoint(ts, values) for ts, values in points])) for seq, points in stream.items()
+    )
 
 
 @given(STREAM)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from broker.machine import Wakeup
 from broker.ranges import Ranges
 from config import limits
-from hub.courier import Acknowledged, Appended, Courier, Dropped, Forget, PathClosed, PathOpened, Send, Sent
+from hub.courier import Acknowledged, Appended, Command, Courier, Dropped, Forget, PathClosed, PathOpened, Send, Sent
 
 EPOCH = "9f2c4be1d07a6b53"
 
@@ -186,12 +186,26 @@ def test_only_some_messages_are_asked_for_before_their_sizes_are_known() -> None
 
 
 def test_the_window_is_bounded_in_bytes_too() -> None:
+    """A site's hubs that bring a backlog of large messages must not fill its broker's queues: it would drop them."""
     courier = opened((1, 1000))
     size_bytes = limits.WINDOW_BYTES // 4
-    for seq in (1, 2, 3):
-        assert courier.handle(Sent(seq, size_bytes), 0.0) != []
-    assert courier.handle(Sent(4, size_bytes), 0.0) == []
-    assert courier.handle(Acknowledged(EPOCH, ((1, 1),)), 0.1) != []
+    for seq in range(1, limits.SEND_BATCH_MESSAGES + 1):
+        assert courier.handle(Sent(seq, size_bytes), 0.0) == [], "those that are still loaded will be as large"
+    acknowledged = limits.SEND_BATCH_MESSAGES - 3
+    assert sent_in(courier.handle(Acknowledged(EPOCH, ((1, acknowledged),)), 0.1)) == 1
+    assert courier.handle(Sent(limits.SEND_BATCH_MESSAGES + 1, size_bytes), 0.1) == []
+
+
+def test_small_messages_open_the_window_again_behind_large_ones() -> None:
+    courier = opened((1, 1000))
+    for seq in range(1, limits.SEND_BATCH_MESSAGES + 1):
+        courier.handle(Sent(seq, limits.WINDOW_BYTES), 0.0)
+    assert sent_in(courier.handle(Acknowledged(EPOCH, ((1, limits.SEND_BATCH_MESSAGES),)), 0.1)) > 1
+
+
+def sent_in(commands: list[Command]) -> int:
+    """Return how many messages are asked for."""
+    return sum(len(command.seqs) for command in commands if isinstance(command, Send))
 
 
 def test_a_time_out_halves_the_window_and_acknowledgements_open_it_again() -> None:
