@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 if TYPE_CHECKING:
+    from broker.engines.plan import Plan
     from config.settings import BrokerSettings
 
 ENGINES: Final = ("mosquitto", "nats", "emqx")
@@ -47,8 +49,11 @@ def run(file: Path) -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The folder to write it into.")
 def write_config(engine: str, file: Path, out: Path | None) -> None:
-    """Write an engine's configuration for this broker, and run nothing. Without --out, show it."""
-    from broker.engines.child import FOLDER, read_members, write_files
+    """Write an engine's configuration for this broker, and run nothing. Without --out, show it, and write nothing.
+
+    `hubline broker run` does this by itself for Mosquitto and NATS: here it is for those who look, or who run EMQX.
+    """
+    from broker.engines.prepared import FOLDER, read_members, write_files
     from broker.engines.registry import engine_named
     from config.settings import BrokerSettings, load
 
@@ -64,7 +69,28 @@ def write_config(engine: str, file: Path, out: Path | None) -> None:
             click.echo(f"# --- {name}: private, only written with --out")
         else:
             click.echo(f"# --- {name}\n{content.decode()}")
-    click.echo(f"# Run it by: {' '.join((plan.program, *plan.arguments))}", err=True)
+    click.echo(f"# {_use_of(engine, settings, plan, out and folder)}", err=True)
+
+
+def _use_of(engine: str, settings: BrokerSettings, plan: Plan, folder: Path | None) -> str:
+    """Return what a person does with the files; `folder` is where they are, or None."""
+    if folder is None:
+        return "only shown: --out DIRECTORY writes it"
+    if engine == "emqx":
+        from broker.engines.emqx import CONF
+
+        return f'Add this to the configuration of EMQX: include "{folder / CONF}"'
+    if engine == "nats":
+        from broker.engines.nats import authorization
+
+        if authorization(settings) == "callout":
+            return (
+                "By itself nats-server lets nobody in with this: it asks `hubline broker run` about each client. "
+                'Run that, with engine = "nats" in [broker]'
+            )
+    environ = [f"{name}={shlex.quote(value)}" for name, value in plan.environ.items()]
+    command = " ".join([*environ, shlex.join((plan.program, *plan.arguments))])
+    return f"Run it by: cd {shlex.quote(str(folder))} && {command}"
 
 
 def _served_by(settings: BrokerSettings) -> Callable[[asyncio.Event], Awaitable[None]]:

@@ -7,65 +7,52 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import sys
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import AsyncIterator, Iterable, Mapping
+from asyncio.subprocess import Process
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Final, Literal, TypeAlias
 
-from broker.admission import Admission
 from broker.backoff import Backoff
 from broker.clock import unix_ms
-from broker.engines import tether
-from broker.engines.plan import Engine, Heard, Plan
-from broker.process import StatusFile
+from broker.engines.child_process import end, start
+from broker.engines.liveness import Bounds, Condemn
+from broker.engines.plan import Engine, Plan
+from broker.engines.prepared import (
+    FOLDER,
+    Change,
+    Prepared,
+    Stamp,
+    change_between,
+    outlived,
+    prepare,
+    stamps_of,
+    write_files,
+)
+from broker.engines.probe import Probe, address_to_ask
+from broker.engines.voice import Voice, lines_of
+from broker.process import StatusFile, watched
 from broker.refusals import Refusals
 from broker.runner import monotonic_s
-from broker.tls import ServerContext
-from broker.topics import is_label
-from config import files, limits, log
-from config import members as member_lists
+from config import limits, log
 from config.errors import SettingsError
-from config.members import Members
-from config.principal import CLOUD_SITE
 from config.settings import BrokerSettings
 
-FOLDER: Final = "engine"
-"""Where in `broker.data_dir` an engine's files are."""
-_MORE_PLACES: Final = ("/usr/sbin", "/usr/local/sbin")
-"""Where systems put servers, and the path of an ordinary user doesn't lead."""
-_LOUD: Final = ("warning", "error")
-
-Stamp: TypeAlias = tuple[int, int, int] | None
-Change: TypeAlias = Literal["nothing", "reload", "restart"]
 State: TypeAlias = Literal["starting", "running", "down", "stopped"]
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """An engine's plan, and all that it was made from, at one time."""
-
-    plan: Plan
-    program: Path
-    members: Members
-    revoked: frozenset[tuple[bytes, int]]
-    stamps: Mapping[Path, Stamp]
 
 
 class EngineProcess:
     """One engine under our care, with the life of `broker.server.Server`: `run` it until `stop`."""
 
-    def __init__(self, settings: BrokerSettings, engine: Engine):
+    def __init__(self, settings: BrokerSettings, engine: Engine, bounds: Bounds = Bounds()):  # noqa: B008 frozen
         self.settings = settings
         self.name: Final = settings.broker.engine
         self.folder: Final = settings.broker.data_dir / FOLDER
         self.state: State = "starting"
         self.restarts = 0
         self.reloads = 0
+        self.hangs = 0
         self._engine = engine
         self._prepared: Prepared | None = None
         self._process: Process | None = None
@@ -76,12 +63,18 @@ class EngineProcess:
         self._cut_waits = False
         self._uncut: Prepared | None = None  # Since when there may be sessions of certificates that are revoked.
         self._renewed_at = float("-inf")
-        self._said = ""
-        self._lines = Admission(limits.ENGINE_LINES_PER_S, monotonic_s())
-        self._lines_dropped = 0
+        self._voice = Voice(self.name)
+        self._bounds = bounds
+        self._probe: Probe | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._refusals = Refusals()
         self._status = StatusFile(settings.broker.data_dir / "status.json", self._describe, in_thread=True)
         self._log = log.get(__name__)
+
+    @property
+    def unanswered(self) -> int | None:
+        """Return how often in a row the engine gave no sign of life when asked, or None while it never has."""
+        return None if self._probe is None else self._probe.unanswered
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set. Raises SettingsError if it cannot start."""
@@ -93,15 +86,15 @@ class EngineProcess:
             asyncio.create_task(self._keep_running(), name="engine"),
             asyncio.create_task(self._keep_current(), name="engine-files"),
             asyncio.create_task(self._keep_status(), name="status"),
-            *(asyncio.create_task(companion, name="companion") for companion in beside),
         ]
+        companions = [asyncio.create_task(companion, name="companion") for companion in beside]
         stopping = asyncio.create_task(stop.wait(), name="stopping")
         try:
-            done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([stopping, *tasks, *companions], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (stopping, *tasks):
                 task.cancel()
-            await asyncio.gather(stopping, *tasks, return_exceptions=True)
+            await asyncio.gather(stopping, *tasks, _cancelled(companions), return_exceptions=True)
             if self._has_served.is_set():
                 self.state = "stopped"
                 await asyncio.to_thread(self._status.write)
@@ -114,7 +107,7 @@ class EngineProcess:
     async def _keep_running(self) -> None:
         backoff = Backoff(Random(), max_s=limits.ENGINE_BACKOFF_MAX_S)  # noqa: S311 jitter, no secret
         while True:
-            self.state, self._said = "starting", ""
+            self.state, self._voice.last = "starting", ""
             # What starts now, starts with the newest files and without a session.
             self._to_reload = self._to_restart = self._restart_waits = self._cut_waits = False
             self._uncut = self._prepared
@@ -126,29 +119,15 @@ class EngineProcess:
             self.restarts += 1
             wait_s = backoff.next_s()
             self._log.warning(
-                "engine_died", engine=self.name, status=code, said=self._said, again_in_s=round(wait_s, 1)
+                "engine_died", engine=self.name, status=code, said=self._voice.last, again_in_s=round(wait_s, 1)
             )
             await asyncio.sleep(wait_s)
 
     async def _run_once(self) -> int:
         """Run the engine until it ends, and return its exit status. Raises SettingsError if it never served at all."""
         prepared = self._current()
-        plan = prepared.plan
-        command = [str(prepared.program), *plan.arguments]
-        if os.name == "posix":
-            tied = (sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), str(limits.ENGINE_OPEN_FILES))
-            command = [*tied, *command]
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=DEVNULL,
-            stdout=PIPE,
-            stderr=STDOUT,
-            cwd=self.folder,
-            env={**os.environ, **plan.environ},
-            start_new_session=True,  # Ctrl-C is for us to pass on.
-        )
-        self._process = process
-        hearing = asyncio.create_task(self._hear(process), name="engine-log")
+        process = self._process = await start(prepared, self.folder)
+        hearing = asyncio.create_task(self._hear(process, prepared.plan.speaks_while_it_serves), name="engine-log")
         slow = asyncio.get_running_loop().call_later(limits.ENGINE_READY_S, self._warn_if_starting)
         try:
             code = await process.wait()
@@ -159,37 +138,32 @@ class EngineProcess:
         finally:
             slow.cancel()
             hearing.cancel()
-            await _end(process)
+            self._stop_probe()
+            await end(process)
             self._process = None
         if not self._has_served.is_set() and not self._to_restart:
-            problem = f"ended with status {code} before it served{': ' if self._said else ''}{self._said}"
+            last = self._voice.last
+            problem = f"ended with status {code} before it served{': ' if last else ''}{last}"
             raise SettingsError(problem, key="broker.engine", value=self.name)
         return code
 
-    async def _hear(self, process: Process) -> None:
+    async def _hear(self, process: Process, speaks_while_it_serves: bool) -> None:
         assert process.stdout is not None
         async for line in lines_of(process.stdout):
+            if self._probe is not None:
+                if speaks_while_it_serves:
+                    self._probe.spoke()
+                if self._probe.is_meant(line):
+                    continue
             heard = self._engine.hear(line)
             if heard is None:
                 continue
             if heard.refused is not None:
                 self._refusals.note(*heard.refused, monotonic_s())
                 continue
-            if heard.level in _LOUD:
-                self._said = heard.text
-            self._pass_on(heard)
+            self._voice.pass_on(heard)
             if heard.ready and self.state == "starting":
                 self._serves(process)
-
-    def _pass_on(self, heard: Heard) -> None:
-        if not self._lines.take(monotonic_s()):
-            self._lines_dropped += 1
-            return
-        if self._lines_dropped:
-            self._log.warning("engine_lines_dropped", engine=self.name, count=self._lines_dropped)
-            self._lines_dropped = 0
-        say = {"debug": self._log.debug, "info": self._log.info, "warning": self._log.warning, "error": self._log.error}
-        say[heard.level]("engine_said", engine=self.name, line=heard.text)
 
     def _serves(self, process: Process) -> None:
         self.state = "running"
@@ -206,10 +180,38 @@ class EngineProcess:
         )
         if self._to_reload:
             self._reload(process)
+        address = address_to_ask(self.settings.broker.listen)
+        if address is not None:
+            self._probe = Probe(address, self._bounds, lambda verdict: self._hangs(process, verdict))
+
+    def _hangs(self, process: Process, verdict: Condemn) -> None:
+        """Have an engine that serves nobody end: then it is started again as any that has died."""
+        if self.state != "running":
+            return  # It is on its way out.
+        self.state = "down"
+        self.hangs += 1
+        self._log.error(
+            "engine_hung",
+            engine=self.name,
+            engine_pid=process.pid,
+            unanswered=verdict.unanswered,
+            silent_s=verdict.silent_s,
+        )
+        self._ending = watched(asyncio.create_task(end(process), name="engine-end"))
+
+    def _stop_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
 
     def _warn_if_starting(self) -> None:
         if self.state == "starting":
-            self._log.warning("engine_not_ready", engine=self.name, after_s=limits.ENGINE_READY_S, said=self._said)
+            self._log.warning(
+                "engine_not_ready", engine=self.name, after_s=limits.ENGINE_READY_S, said=self._voice.last
+            )
 
     async def _keep_status(self) -> None:
         await self._has_served.wait()  # Until then a person finds the last status, or an error.
@@ -223,7 +225,7 @@ class EngineProcess:
         while True:
             await asyncio.sleep(limits.CERTIFICATES_CHECK_S)
             self._refusals.end_streaks(monotonic_s())
-            stamps = await asyncio.to_thread(_stamps, self._current().stamps)
+            stamps = await asyncio.to_thread(stamps_of, self._current().stamps)
             if stamps != seen:
                 seen = await self._take_up(stamps)
             if self._restart_waits or self._must_cut():
@@ -266,7 +268,7 @@ class EngineProcess:
             self._to_restart, self._renewed_at = True, monotonic_s()
             self.state = "starting"
             self.restarts += 1
-            await _end(process)
+            await end(process)
         elif self.state == "running":
             self._reload(process)
         else:
@@ -282,18 +284,7 @@ class EngineProcess:
             self._log.info("engine_renewed", engine=self.name, by="reload")
 
     def _prepare(self) -> Prepared:
-        """Make the plan anew. Raises SettingsError, also for certificates that don't work: no engine shall meet them."""
-        broker, identity = self.settings.broker, self.settings.identity
-        always = (identity.ca, identity.cert, identity.key, broker.crl, broker.members)
-        watched = {path for path in always if path is not None}
-        while True:
-            stamps = _stamps(watched)
-            context = ServerContext(identity, broker.crl)
-            members = read_members(self.settings)
-            plan = self._engine.plan(self.settings, members, self.folder)
-            if plan.watched <= watched:
-                return Prepared(plan, find_program(self.settings, plan), members, context.revoked, stamps)
-            watched |= plan.watched
+        return prepare(self.settings, self._engine, self.folder)
 
     def _write(self, plan: Plan) -> None:
         try:
@@ -318,6 +309,8 @@ class EngineProcess:
             "listen": list(self.settings.broker.listen) if self.state == "running" else [],
             "reloads": self.reloads,
             "restarts": self.restarts,
+            "hangs": self.hangs,
+            "unanswered": self.unanswered,
             "counters": {
                 "refused": dict(self._refusals.by_kind),
                 "refused_by_client": self._refusals.by_client(),
@@ -325,110 +318,10 @@ class EngineProcess:
         }
 
 
-def outlived(former: Prepared, prepared: Prepared) -> bool:
-    """Tell whether a session may have outlived its certificate since the former plan.
-
-    A certificate that was revoked while its holder stays a member (it has a newer one) may have a session open, and some
-    engines close it by no reload. Who is no member any more has lost all rights by the reload.
-    """
-    gone = set(former.members.members) - set(prepared.members.members)
-    return prepared.plan.restart_on_revocation and len(prepared.revoked - former.revoked) > len(gone)
-
-
-def change_between(former: Prepared, prepared: Prepared) -> Change:
-    """Return what an engine that runs by the former plan needs, to run by the new one."""
-    old, new = former.plan, prepared.plan
-    stamps = {path.name for path, stamp in prepared.stamps.items() if former.stamps.get(path) != stamp}
-    changed = {name for name in {*old.files, *new.files} if old.files.get(name) != new.files.get(name)}
-    how = (former.program, old.arguments, old.environ) != (prepared.program, new.arguments, new.environ)
-    if how or (changed | stamps) & new.restart_on:
-        return "restart"
-    if changed or (stamps - {member_lists.FILE} and not new.self_contained):
-        return "reload" if new.reload_signal is not None else "restart"
-    return "nothing"
-
-
-def read_members(settings: BrokerSettings) -> Members:
-    """Return whom the engine has to know. Raises SettingsError."""
-    broker = settings.broker
-    if broker.members is None:
-        problem = (
-            f"is needed by the engine {broker.engine}: name members.json, which `hubline provision` keeps in the bundle"
-        )
-        raise SettingsError(problem, key="broker.members")
-    members = member_lists.read(broker.members)
-    for each in members.members:
-        if not is_label(each.name) or not (each.site == CLOUD_SITE or is_label(each.site)):
-            problem = f"has a member {each.name!r} of site {each.site!r}: names are of a-z, 0-9 and inner hyphens"
-            raise SettingsError(problem, file=broker.members)
-    if members.fleet != settings.identity.fleet:
-        raise SettingsError(f"lists the members of another fleet, {members.fleet}", file=broker.members)
-    return members
-
-
-def find_program(settings: BrokerSettings, plan: Plan) -> Path:
-    """Return the engine's program. Raises SettingsError, with what to install, if it is not here."""
-    named = settings.broker.program
-    if named is not None:
-        if not named.is_file() or not os.access(named, os.X_OK):
-            raise SettingsError("is no program that can be started", key="broker.program", value=str(named))
-        return named
-    places = (os.environ.get("PATH", os.defpath), *_MORE_PLACES, str(Path(sys.executable).parent))
-    found = shutil.which(plan.program, path=os.pathsep.join(places))
-    if found is None:
-        problem = f"the program {plan.program} is not here: install {plan.package}, or name it in broker.program"
-        raise SettingsError(problem, key="broker.engine", value=settings.broker.engine)
-    return Path(found)
-
-
-def write_files(plan: Plan, folder: Path) -> None:
-    """Write a plan's files where they differ, each in one step. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in plan.files.items():
-        file = folder / name
-        mode = files.PRIVATE if name in plan.private else files.PUBLIC
-        with suppress(OSError):
-            if file.read_bytes() == content and file.stat().st_mode & 0o777 == mode:
-                continue
-        files.replace(file, content, mode)
-
-
-async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    """Yield the lines of a stream, each cut at LOG_TEXT_MAX bytes; what is longer costs no memory."""
-    line = bytearray()
-    while chunk := await stream.read(limits.READ_BUFFER_BYTES):
-        *ended, rest = chunk.split(b"\n")
-        for part in ended:
-            line += part[: limits.LOG_TEXT_MAX - len(line)]
-            yield line.decode("utf-8", "replace").rstrip("\r")
-            line.clear()
-        line += rest[: limits.LOG_TEXT_MAX - len(line)]
-    if line:
-        yield line.decode("utf-8", "replace")
-
-
-async def _end(process: Process) -> None:
-    """End a process: SIGTERM, and SIGKILL if that is not enough."""
-    if process.returncode is not None:
-        return
-    with suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        async with asyncio.timeout(limits.ENGINE_STOP_S):
-            await process.wait()
-    except TimeoutError:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
-def _stamps(paths: Iterable[Path]) -> dict[Path, Stamp]:
-    found: dict[Path, Stamp] = {}
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError:
-            found[path] = None
-        else:
-            found[path] = status.st_mtime_ns, status.st_size, status.st_ino
-    return found
+async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel tasks until all have ended: a library may take a cancellation for a failure of its own, and go on."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=limits.ENGINE_CANCEL_AGAIN_S)
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -55,6 +55,10 @@ _EVERYDAY: Final = re.compile(
 )
 
 
+_NOBODY: Final = re.compile(r"Client <unknown> (disconnected: Protocol error|closed its connection)\.")
+"""The end of a connection that had not begun: it names nobody, and why it was refused is in a line of its own."""
+
+
 class Mosquitto(Engine):
     """Mosquitto, told everything by three files of ours and by the bundle's certificates."""
 
@@ -90,6 +94,7 @@ class Mosquitto(Engine):
             ),  # It holds the bridge's client ids, which nobody must guess.
             restart_on=restart_on,
             restart_on_revocation=True,
+            speaks_while_it_serves=True,
             environ={"OPENSSL_CONF": str(folder / OPENSSL)},
             reload_signal=getattr(signal, "SIGHUP", None),
             watched=bridging | frozenset(() if settings.broker.bridge is None else (settings.broker.bridge,)),
@@ -98,6 +103,8 @@ class Mosquitto(Engine):
     def hear(self, line: str) -> Heard | None:
         """Return what a line of its log says. It tells of a failed handshake, not of a publish beyond somebody's rights."""
         line = _STAMP.sub("", line, count=1)
+        if _NOBODY.fullmatch(line):
+            return None
         for kind, pattern in _REFUSED:
             if found := pattern.fullmatch(line):
                 reason = found["reason"].rpartition("::")[2]

@@ -20,6 +20,7 @@ class Plan:
     identity, revocation list and members are always watched; `watched` are further files that the plan was made from.
     `restart_on_revocation`: it does not close the sessions of certificates that are revoked. `self_contained`: it reads nothing
     but `files`, so that a change of what they were made from is none of its business while they stay as they are.
+    `speaks_while_it_serves`: it is of one thread, so that any line of its log shows that it goes about its work.
     """
 
     program: str
@@ -30,6 +31,7 @@ class Plan:
     restart_on: frozenset[str] = frozenset()
     restart_on_revocation: bool = False
     self_contained: bool = False
+    speaks_while_it_serves: bool = False
     environ: Mapping[str, str] = field(default_factory=dict)
     reload_signal: int | None = None
     watched: frozenset[Path] = frozenset()

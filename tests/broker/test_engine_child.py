@@ -18,9 +18,11 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
-from broker.engines.child import EngineProcess, find_program, lines_of
+from broker.engines.child import EngineProcess
 from broker.engines.plan import Engine, Heard, Plan
+from broker.engines.prepared import find_program
 from broker.engines.registry import ENGINES, engine_named
+from broker.engines.voice import lines_of
 from config import limits, pki
 from config.errors import SettingsError
 from config.members import Entry, Members
@@ -231,6 +233,34 @@ def test_a_companion_runs_beside_it_and_its_failure_is_ours(scene: Scene) -> Non
 
     play(story)
     assert seen == ["pc-1"]
+
+
+def test_a_companion_that_overhears_that_it_shall_end_is_told_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library of another hand may take that for a failure of its own, and a stop would never come to its end."""
+    monkeypatch.setattr(limits, "ENGINE_CANCEL_AGAIN_S", 0.05)
+    overheard: list[str] = []
+
+    class Accompanied(Script):
+        def companions(
+            self, settings: BrokerSettings, members: Callable[[], Members], folder: Path
+        ) -> list[Coroutine[Any, Any, None]]:
+            async def beside() -> None:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    overheard.append("once")
+                await asyncio.Event().wait()
+
+            return [beside()]
+
+    async def story() -> None:
+        async with asyncio.timeout(30), running(scene, Accompanied()):
+            pass
+
+    assert events(play(story))[-1] == "broker_stopped"
+    assert overheard == ["once"]
 
 
 # --- Renewal -----------------------------------------------------------------------------------------------------------

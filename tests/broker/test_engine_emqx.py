@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.client_ids import client_id_of
 from broker.engines.emqx import Emqx, rights_file
 from broker.rights import publish_filters, subscribe_filters
 from config.members import Entry, Members
@@ -53,3 +54,13 @@ def test_its_listeners_ask_for_certificates_and_say_that_nobody_has_tried_them(t
     assert 'bind = "[::]:8883"' in written
     assert f'path = "{tmp_path / "out" / "acl.conf"}"' in written
     assert "peer_cert_as_username = cn" in written
+
+
+def test_client_ids_that_our_clients_have_pass_its_check(tmp_path: Path) -> None:
+    """What EMQX compares with the certificate's name is what stands before the separator: a wrong one lets nobody in."""
+    settings = FleetFiles(tmp_path / "acme").broker_settings("-")
+    written = Emqx().plan(settings, Members("acme", []), tmp_path / "out").files["emqx.conf"].decode()
+    separators = re.findall(
+        r"str_eq\(nth\(1, tokens\(clientid, '(.)'\)\), cert_common_name\)\", result = allow", written
+    )
+    assert any(client_id_of("pc-17", "a1B2").split(each)[0] == "pc-17" for each in separators)

@@ -486,3 +486,11 @@ def test_its_words_are_understood(line: str, level: str, refused: tuple[str, str
     heard = Mosquitto().hear(line)
     assert heard is not None
     assert (heard.level, heard.refused, heard.ready) == (level, refused, line.endswith("running"))
+
+
+@pytest.mark.parametrize(
+    "line", ["Client <unknown> disconnected: Protocol error.", "Client <unknown> closed its connection."]
+)
+def test_the_end_of_a_connection_that_had_not_begun_is_not_passed_on(line: str) -> None:
+    """It names nobody, and each of our own questions may make one."""
+    assert Mosquitto().hear(line) is None

@@ -10,7 +10,7 @@ from typing import Final, cast
 
 import pytest
 
-from broker.engines.child import _MORE_PLACES
+from broker.engines.prepared import MORE_PLACES
 from config import provision
 from config.ports import free_ports
 from tests.conformance.engines import PROGRAMS, EngineName
@@ -78,5 +78,5 @@ def ground(
 
 
 def _is_here(program: str) -> bool:
-    places = [*_MORE_PLACES, str(Path(sys.executable).parent)]
+    places = [*MORE_PLACES, str(Path(sys.executable).parent)]
     return any(shutil.which(program, path=place) for place in (None, *places))
