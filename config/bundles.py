@@ -17,6 +17,7 @@ _CLUSTER: Final = """
 # cluster_listen = "0.0.0.0:6222"
 # routes = ["node-2.example:6222", "node-3.example:6222"]  # the other nodes
 # replicas = 3
+# leaf_listen = "0.0.0.0:7422"  # for sites whose own NATS bridges (connector.bridge = "engine")
 # cluster_ca = "cluster-ca.pem"
 # cluster_cert = "cluster-cert.pem"
 # cluster_key = "cluster-key.pem"

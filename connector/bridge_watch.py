@@ -5,9 +5,13 @@
 A doubt begins when our session with the cloud was lost: Mosquitto does not always tell that its bridge went the same way. It
 ends with a fresh notice, with a proof, or in time.
 
+A bridge that names its connection (a leaf node of NATS) says so again and again: only another connection is news then, and
+silence means that it is lost. It carries only what is sent in mass; states, heartbeats and polls are ours to bring.
+
 A proof: a hub's message is seen at the site, and its acknowledgement comes there too. If none comes, the connector brings the
 message to the cloud itself. If the cloud acknowledges it then, the bridge is to blame; twice in a row, and it is convicted: until
-a proof, a fresh notice, or its parole. If not, it is the cloud, or rights that both lack; that convicts after some minutes.
+a proof, a fresh notice, or its parole. If not, it is the cloud, or rights that both lack; that convicts after some minutes. Hubs
+fall silent then, so the connector brings the same message again and again, until the cloud acknowledges it.
 Without messages there is nothing to prove and nothing to blame.
 """
 
@@ -18,12 +22,14 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, TypeAlias
 
-from broker.engines.mosquitto_bridge import CONNECTED, notification_topic, restart_max_s
+from broker.engines.mosquitto_bridge import restart_max_s
+from broker.engines.site_bridge import Notice, notification_topic
 from broker.machine import Wakeup
 from broker.messages import Ack, Envelope, decode
 from broker.topics import Topic, hub_filter
 from config import limits
 from config.errors import ProtocolError
+from connector.beside_bridge import Beside
 from connector.bridge import (
     Announce,
     Came,
@@ -40,7 +46,7 @@ from connector.bridge import (
 )
 
 UNKNOWN: Final = (
-    'the site broker says nothing of a bridge: its broker.toml needs engine = "mosquitto" and bridge = '
+    'the site broker says nothing of a bridge: its broker.toml needs engine = "mosquitto" or "nats", and bridge = '
     "this connector's connector.toml"
 )
 NOT_CONNECTED: Final = "the site broker's bridge is not connected to the cloud broker: its log says why"
@@ -92,6 +98,11 @@ class _Sample:
     epoch: str
     seq: int
 
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Return what it is known by, whenever and by whomever it is sent."""
+        return self.hub_id, self.epoch, self.seq
+
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
@@ -127,6 +138,8 @@ class Watch:
         self._notice_topic = notification_topic(connector_id)
         self._ups = hub_filter(fleet, site, "+", "up")
         self._acks = str(Topic.down(fleet, site, "+", "ack"))
+        self._beside = Beside(fleet, site, self.counters)
+        self._link: str | None = None
         self._connected: bool | None = None
         self._notice_due_at: float | None = None
         self._silent = False
@@ -136,6 +149,7 @@ class Watch:
         self._verdict = CONVICTED
         self._strikes = self._unanswered = 0
         self._phase: _Phase = None
+        self._carried: tuple[str, str, int] | None = None
         self._said: dict[Side, bool] = {}
         self._told: str | None = None
 
@@ -169,7 +183,9 @@ class Watch:
             case Ended(side):
                 commands = self._ended(side, now)
             case Came(Side.SITE, topic, payload) if topic == self._notice_topic:
-                commands = self._noticed(payload == CONNECTED)
+                commands = self._noticed(Notice.parse(payload), now)
+            case Came(Side.SITE, topic, payload) if self._beside.wanted and (channel := self._beside.channel_of(topic)):
+                commands = [*self._beside.carry(channel, topic, payload, cloud_open=self.is_open(Side.CLOUD))]
             case Came(side, topic, payload):
                 commands = self._followed(side, topic, payload, now)
             case Wakeup():
@@ -194,7 +210,7 @@ class Watch:
         self._said.clear()
         if side is Side.CLOUD:
             self._doubt_ends_at = now + self._doubt_s if self._doubted else None
-            return []
+            return self._listen_beside()
         self._notice_due_at = now + limits.BRIDGE_NOTICE_S
         return [Subscribe(side, ((self._notice_topic, 1),))]
 
@@ -202,22 +218,40 @@ class Watch:
         if not self._lines.ended(side, now):
             return []
         if side is Side.CLOUD:
-            self._doubted, self._doubt_ends_at = self._connected is True, None
+            self._doubted, self._doubt_ends_at = self._connected is not False, None
+            if self._asking:  # With whom we speak next may answer.
+                self._pardon()
             return self._rest(None)
         self._silent = self._connected is None  # A broker without a bridge may end a session that asks for one.
-        self._connected = self._notice_due_at = None
+        self._connected = self._notice_due_at = self._link = None
+        self._beside.wanted = False
         self._said.pop(Side.CLOUD, None)  # It has to hear that the site's broker is not reached.
-        self._acquit()
+        self._forgive()
         return self._rest(None)
 
-    def _noticed(self, connected: bool) -> list[WatchCommand]:
-        """Take in how the bridge is. Each "connected" is a new session of it, against which nothing speaks yet."""
-        self._connected, self._notice_due_at, self._silent = connected, None, False
-        self._acquit()
-        return self._rest(None)
+    def _noticed(self, notice: Notice, now: float) -> list[WatchCommand]:
+        """Take in how the bridge is. Each new "connected" is a new session of it, against which nothing speaks yet."""
+        repeats = notice.link is not None
+        self._notice_due_at = now + limits.BRIDGE_NOTICE_S if repeats else None
+        if repeats and (notice.connected, notice.link) == (self._connected, self._link):
+            return []
+        if repeats or self._connected is not None:  # Else it was retained, and may be older than our doubt.
+            self._acquit()
+        self._connected, self._link, self._silent = notice.connected, notice.link, False
+        news = repeats and not self._beside.wanted
+        self._beside.wanted = repeats
+        return [*self._rest(None), *(self._listen_beside() if news else [])]
+
+    def _listen_beside(self) -> list[WatchCommand]:
+        ready = self._beside.wanted and self.is_open(Side.SITE) and self.is_open(Side.CLOUD)
+        return [self._beside.subscribe()] if ready else []
 
     def _acquit(self) -> None:
-        self._doubted, self._doubt_ends_at, self._parole_at = False, None, None
+        self._doubted, self._doubt_ends_at = False, None
+        self._forgive()
+
+    def _forgive(self) -> None:
+        self._parole_at = None
         self._strikes = self._unanswered = 0
 
     def _announced(self) -> list[WatchCommand]:
@@ -238,25 +272,30 @@ class Watch:
     def _overdue(self, now: float) -> list[WatchCommand]:
         if self._notice_due_at is not None and self._notice_due_at <= now:
             self._notice_due_at, self._silent = None, True
+            lost, self._connected, self._link = self._connected, None, None
+            if lost is not None:
+                return self._rest(None)
         if self._doubt_ends_at is not None and self._doubt_ends_at <= now:
             self._doubted, self._doubt_ends_at = False, None
         if self._parole_at is not None and self._parole_at <= now:
-            self._parole_at = None
-            self._strikes, self._unanswered = limits.BRIDGE_STRIKES_MAX - 1, limits.BRIDGE_UNANSWERED_MAX - 1
+            ended = self._rest(now) if self._asking else []  # Perhaps that message is one that nobody acknowledges.
+            self._pardon()
+            if ended:
+                return ended
         match self._phase:
             case _Resting(until) if until <= now:
                 self._phase = _Looking()
                 return [Subscribe(Side.SITE, ((self._acks, 0), (self._ups, 0)))]  # None may slip through in between.
             case _Waiting(sample, until) if until <= now:
-                self._phase = _Carried(sample, now + limits.BRIDGE_CARRY_S)
                 acks = str(Topic.down(self.fleet, self.site, sample.hub_id, "ack"))
-                carry = Forward(Side.CLOUD, sample.topic, sample.payload, 1, retain=False)
-                return [Subscribe(Side.CLOUD, ((acks, 0),)), carry]
-            case _Carried(_, until) if until <= now:  # The cloud acknowledges nobody, or nothing of ours.
+                return [Subscribe(Side.CLOUD, ((acks, 0),)), self._carry(sample, now + limits.BRIDGE_CARRY_S)]
+            case _Carried(sample, until) if until <= now:  # The cloud acknowledges nobody, or nothing of ours.
                 self.counters["samples_unanswered"] += 1
                 self._strikes, self._unanswered = 0, self._unanswered + 1
-                if self._unanswered >= limits.BRIDGE_UNANSWERED_MAX:
+                if self._parole_at is None and self._unanswered >= limits.BRIDGE_UNANSWERED_MAX:
                     self._convict(UNANSWERED, now)
+                if self._asking:
+                    return [self._carry(sample, now + limits.BRIDGE_SAMPLE_S)]
                 return self._rest(now + limits.BRIDGE_SAMPLE_S)
             case _:
                 return []
@@ -271,6 +310,20 @@ class Watch:
 
     def _convict(self, verdict: str, now: float) -> None:
         self._verdict, self._parole_at = verdict, now + limits.BRIDGE_PAROLE_S
+
+    @property
+    def _asking(self) -> bool:
+        """Tell whether the cloud is asked again and again for the acknowledgement of one message."""
+        return self._parole_at is not None and self._verdict == UNANSWERED
+
+    def _carry(self, sample: _Sample, until: float) -> Forward:
+        self._phase, self._carried = _Carried(sample, until), sample.key
+        return Forward(Side.CLOUD, sample.topic, sample.payload, 1, retain=False)
+
+    def _pardon(self) -> None:
+        """Give the bridge another chance, and only one."""
+        self._parole_at = None
+        self._strikes, self._unanswered = limits.BRIDGE_STRIKES_MAX - 1, limits.BRIDGE_UNANSWERED_MAX - 1
 
     def _rest(self, until: float | None) -> list[WatchCommand]:
         """Follow no message any more, before `until` or (None) before the bridge is linked again."""
@@ -294,7 +347,7 @@ class Watch:
         match self._phase:
             case _Looking() if side is Side.SITE and topic.channel == "up":
                 sample = _sample(topic, payload)
-                if sample is None:
+                if sample is None or sample.key == self._carried:  # The answer to our own hand would look like a proof.
                     return []
                 self._phase = _Waiting(sample, now + limits.BRIDGE_PROOF_S)
                 return [Unsubscribe(Side.SITE, (self._ups,))]
@@ -303,11 +356,16 @@ class Watch:
                 self._acquit()
                 return self._rest(now + limits.BRIDGE_SAMPLE_S)
             case _Carried(sample) if side is Side.CLOUD and _acknowledges(topic, payload, sample):
+                if self._asking:  # It answers again; nothing is known of the bridge.
+                    self._acquit()
+                    return self._rest(now)
                 self.counters["samples_failed"] += 1
                 self._strikes, self._unanswered = self._strikes + 1, 0
-                if self._strikes >= limits.BRIDGE_STRIKES_MAX:
-                    self._convict(CONVICTED, now)
-                return self._rest(now)
+                if self._strikes < limits.BRIDGE_STRIKES_MAX:
+                    return self._rest(now)
+                self._convict(CONVICTED, now)
+                # Hubs leave now, and may bring what they have just sent here over another path: that would prove nothing.
+                return self._rest(now + limits.BRIDGE_SAMPLE_S)
             case _:
                 return []
 

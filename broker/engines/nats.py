@@ -16,15 +16,17 @@ from typing import Any, Final, Literal
 
 import orjson
 
+from broker.engines import nats_leaf
 from broker.engines.nats_rights import ACCOUNT, permissions, user_permissions
 from broker.engines.nats_supervisor import Supervisor
 from broker.engines.plan import Engine, Heard, Plan
+from broker.engines.site_bridge import bridging_connector
 from broker.tls import ServerContext
 from config import limits
 from config.endpoint import join_endpoint, split_endpoint
 from config.errors import SettingsError
 from config.members import Members
-from config.settings import BrokerSettings, Identity, LogLevel
+from config.settings import BrokerSettings, ConnectorSettings, Identity, LogLevel
 
 FILE: Final = "nats.conf"
 SYSTEM_ACCOUNT: Final = "SYS"
@@ -33,11 +35,13 @@ SYSTEM_ACCOUNT: Final = "SYS"
 QUESTIONS_ACCOUNT: Final = "QUESTIONS"
 """The account in which they ask who may come in."""
 
+_PROOFS: Final = ("ca", "cert", "key")
 _LINE: Final = re.compile(r"\[\d+\] \S+ \S+ \[(?P<level>[A-Z]{3})\] (?P<text>.*)")
 _REFUSED: Final = (
     ("", re.compile(r"^Auth callout service returned an error: (?P<kind>\S+) (?P<client>\S+) (?P<reason>.*)")),
     ("publish", re.compile(r' - "(?P<client>[^"]+)" - Publish Violation - (?P<reason>.*)')),
     ("subscribe", re.compile(r' - "(?P<client>[^"]+)" - Subscription Violation - (?P<reason>.*)')),
+    ("leaf", re.compile(r"^(?P<client>\S+):\d+ - lid:\d+ - (?P<reason>(Publish|Subscription) Violation on .*)")),
     ("tls", re.compile(r"^(?P<client>\S+):\d+ - [a-z]id:\d+ - TLS handshake error: (?P<reason>.*)")),
 )
 """What tells of a refusal: by our own answer, whose kind comes first, by the rights, or in the handshake."""
@@ -57,23 +61,33 @@ class Nats(Engine):
     def plan(self, settings: BrokerSettings, members: Members, folder: Path) -> Plan:
         """Return how to run a node. Raises SettingsError for what a person must correct."""
         asks = authorization(settings) == "callout"
+        connector = bridging_connector(settings)
+        nats_leaf.check(settings, connector)
         contents = _certificates(settings)
         if asks:
             contents |= self._supervisor.files(contents["ca.pem"])
-        conf = _configuration(settings)
-        conf |= self._asking(settings) if asks else _told(settings, members)
-        contents[FILE] = orjson.dumps(conf, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        conf = _configuration(settings, connector)
+        conf |= self._asking(connector) if asks else _told(settings, members)
         own = settings.nats
-        cluster = [path for path in (own.cluster_ca, own.cluster_cert, own.cluster_key) if path is not None]
+        made_from = [own.cluster_ca, own.cluster_cert, own.cluster_key, settings.broker.bridge]
+        restart_on = frozenset[str]()
+        if connector is not None:
+            # A leaf node changes no connection while it runs. Nothing is lost: a reload ends sessions, too.
+            leaf = _copies(connector.identity, nats_leaf.PREFIX)
+            contents |= leaf
+            restart_on = frozenset((FILE, *leaf))
+            made_from += [connector.identity.ca, connector.identity.cert, connector.identity.key]
+        contents[FILE] = orjson.dumps(conf, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         return Plan(
             program="nats-server",
             package="Hubline's extra for it, pip install 'hubline[nats]', or nats-server 2.12 or newer",
             arguments=("--config", FILE),
             files=contents,
             private=frozenset(name for name in contents if name == FILE or name.endswith("key.pem")),
+            restart_on=restart_on,
             self_contained=True,  # A reload ends the sessions of all whom it had to ask about.
             reload_signal=getattr(signal, "SIGHUP", None),
-            watched=frozenset(cluster),
+            watched=frozenset(path for path in made_from if path is not None),
         )
 
     def hear(self, line: str) -> Heard | None:
@@ -100,17 +114,22 @@ class Nats(Engine):
         """Return what lets clients in and puts them out, where the configuration doesn't say who may do what."""
         if authorization(settings) != "callout":
             return ()
-        return (self._supervisor.supervise(settings, folder),)
+        return (self._supervisor.supervise(settings, folder, bridging_connector(settings)),)
 
-    def _asking(self, settings: BrokerSettings) -> dict[str, Any]:
+    def _asking(self, connector: ConnectorSettings | None) -> dict[str, Any]:
         """Return the accounts and the authorization of a node that asks its supervisor about each client.
 
         A node's supervisor answers for no other node of the cluster, whose key it hasn't.
         """
         asked = self._supervisor
+        users = [asked.answering, asked.watching]
+        account: dict[str, Any] = {"jetstream": "enabled"}
+        if connector is not None:
+            users.append(asked.telling)
+            account["users"] = [asked.teller(connector)]
         return {
             "accounts": {
-                ACCOUNT: {"jetstream": "enabled"},
+                ACCOUNT: account,
                 QUESTIONS_ACCOUNT: {"users": [{"user": asked.answering, "password": asked.password}]},
                 SYSTEM_ACCOUNT: {"users": [{"user": asked.watching, "password": asked.password}]},
             },
@@ -119,7 +138,7 @@ class Nats(Engine):
                 "auth_callout": {
                     "issuer": asked.issuer.public,
                     "account": QUESTIONS_ACCOUNT,
-                    "auth_users": [asked.answering, asked.watching],
+                    "auth_users": users,
                 },
             },
         }
@@ -144,7 +163,7 @@ def _told(settings: BrokerSettings, members: Members) -> dict[str, Any]:
     return {"accounts": {ACCOUNT: {"jetstream": "enabled", "users": users}, SYSTEM_ACCOUNT: {"users": []}}}
 
 
-def _configuration(settings: BrokerSettings) -> dict[str, Any]:
+def _configuration(settings: BrokerSettings, connector: ConnectorSettings | None) -> dict[str, Any]:
     own = settings.nats
     if len(settings.broker.listen) != 1:
         raise SettingsError(
@@ -158,7 +177,7 @@ def _configuration(settings: BrokerSettings) -> dict[str, Any]:
     trusted = "clients-ca.pem" if asks else "ca.pem"
     way = {"verify": True} if asks else {"verify_and_map": True}
     conf: dict[str, Any] = {
-        "server_name": settings.identity.name,
+        "server_name": nats_leaf.node_name(settings, connector),
         "listen": _listen(own.listen),
         "tls": {**_tls("cert.pem", "key.pem", trusted), **way, "handshake_first": True},
         "max_payload": limits.PACKET_MAX_BYTES,
@@ -182,6 +201,13 @@ def _configuration(settings: BrokerSettings) -> dict[str, Any]:
         },
         "system_account": SYSTEM_ACCOUNT,
     }
+    if own.leaf_listen is not None:
+        conf["leafnodes"] = nats_leaf.listening(_listen(own.leaf_listen), _tls("cert.pem", "key.pem", "ca.pem"))
+    if connector is not None:
+        proofs = _tls(*(f"{nats_leaf.PREFIX}{name}.pem" for name in ("cert", "key", "ca")))
+        conf["leafnodes"] = nats_leaf.connecting(settings, proofs)
+        conf["jetstream"]["domain"] = nats_leaf.domain(settings)
+        conf["ping_interval"], conf["ping_max"] = f"{connector.connector.keep_alive_s}s", 1
     if own.cluster_listen is not None:
         conf["cluster"] = _cluster(settings)
     elif own.replicas > 1:
@@ -237,7 +263,7 @@ def _certificates(settings: BrokerSettings) -> dict[str, bytes]:
 
 def _copies(identity: Identity, prefix: str) -> dict[str, bytes]:
     contents = {}
-    for name, path in (("ca", identity.ca), ("cert", identity.cert), ("key", identity.key)):
+    for name, path in zip(_PROOFS, (identity.ca, identity.cert, identity.key), strict=True):
         try:
             contents[f"{prefix}{name}.pem"] = path.read_bytes()
         except OSError as exc:

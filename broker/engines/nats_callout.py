@@ -5,22 +5,26 @@ Pure but for the reading of the revocation list. The answer to each question is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from cryptography import x509
 
 from broker.client_ids import is_own
 from broker.engines import nats_tokens
-from broker.engines.nats_rights import ACCOUNT, permissions
+from broker.engines.nats_rights import ACCOUNT, Permissions, leaf_permissions, permissions
 from broker.engines.nats_tokens import Issuer, Request
 from broker.tls import ServerContext
 from config import limits, pki
 from config.errors import HublineError, RefusedError
-from config.principal import principal_of
+from config.principal import Principal, principal_of
 from config.settings import BrokerSettings
 
 _MQTT: Final = "mqtt"
+_LEAF: Final = "Leafnode"
+_NONE: Final[Mapping[str, Sequence[str]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +36,21 @@ class Answer:
 
 
 class Doorkeeper:
-    """Answers nats-server's questions about clients. Raises SettingsError if the broker's own files can't be used."""
+    """Answers nats-server's questions about clients. Raises SettingsError if the broker's own files can't be used.
 
-    def __init__(self, settings: BrokerSettings, issuer: Issuer):
+    `node` is what the server calls itself; `more` is what connectors, by name, may subscribe to besides.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        issuer: Issuer,
+        node: str | None = None,
+        more: Mapping[str, Sequence[str]] = _NONE,
+    ):
         self._fleet, self._site = settings.identity.fleet, settings.identity.site
-        self._node = settings.identity.name
+        self._node = node or settings.identity.name
+        self._more = more
         self._issuer = issuer
         self._context = ServerContext(settings.identity, settings.broker.crl)
 
@@ -58,7 +72,7 @@ class Doorkeeper:
             if principal.fleet != self._fleet:
                 raise RefusedError("certificate", f"of another fleet, {principal.fleet}")
             self._context.check(certificate)
-            granted = permissions(principal, self._site)
+            granted = self._granted(principal, request)
             if granted is None:
                 raise RefusedError("certificate", f"a {principal.role} of site {principal.site} has no rights here")
             kind = "client-id"
@@ -71,6 +85,12 @@ class Doorkeeper:
         name = f"{client} {certificate.serial_number:x}"
         token = self._issuer.user(user, name, ACCOUNT, granted, now_s, ends_s)
         return Answer(self._issuer.response(user, server, now_s, token=token))
+
+    def _granted(self, principal: Principal, request: Request) -> Permissions | None:
+        if request.client_info.kind == _LEAF:
+            return leaf_permissions(principal, self._site)
+        more = self._more.get(principal.name, ()) if principal.role == "connector" else ()
+        return permissions(principal, self._site, more)
 
     def is_shut_out(self, name: str) -> bool:
         """Tell whether a session must end: by the name that our token has given it."""
@@ -86,8 +106,10 @@ def _certificate_of(request: Request) -> x509.Certificate:
 
 
 def _check_client_id(request: Request, name: str) -> None:
-    if request.client_info.type != _MQTT:
+    """Hold the client to an id of its own: a server's newest session or leaf connection of an id ends the older one."""
+    info = request.client_info
+    if info.kind != _LEAF and info.type != _MQTT:
         return
-    client_id = request.client_info.mqtt_id
+    client_id = info.name if info.kind == _LEAF else info.mqtt_id
     if not is_own(client_id, name):
         raise RefusedError("client id", f"the client id {client_id[: limits.TOPIC_MAX_BYTES]!r} is not {name!r}")

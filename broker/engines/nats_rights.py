@@ -5,11 +5,13 @@ Pure. A level's "/" is "." in a subject and a level's own "." is "//" there, as 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from broker import rights
-from config.principal import Principal
+from broker.topics import UP_KINDS, Topic, hub_filter
+from config.principal import CLOUD_SITE, Principal
 
 STREAM: Final = "HUBLINE_UP"
 """The stream in which what hubs send waits for the ingest workers."""
@@ -22,6 +24,13 @@ DELIVERIES: Final = "$MQTT.sub.>"
 
 INBOXES: Final = "_INBOX.>"
 """Where answers to requests arrive; only the cloud service speaks NATS, so nobody else's are there."""
+
+INSIDE: Final = ("$JS.>", "$JSC.>", "$KV.>", "$MQTT.>", "$NRG.>", "$O.>", "$SYS.>", "_INBOX.>", "_R_.>")
+"""What NATS keeps for itself. nats-server (seen with 2.15.1) takes "$MQTT.>" from any leaf node, if it isn't denied by name."""
+
+LEAF_UP: Final = ("up",)
+"""What a site's leaf node carries to the cloud: what is sent in mass, and subscribed to with QoS 0. What is retained at the site
+is not retained here, and what has QoS 1 on both sides does not arrive; so the rest is the connector's to bring."""
 
 _STREAM_API: Final = (
     "$JS.API.INFO",
@@ -37,25 +46,33 @@ _STREAM_API: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """What one client may do, as subjects. An empty list means nothing, where NATS itself would take it for everything."""
+    """What one client may do, as subjects. An empty list means nothing, where NATS itself would take it for everything.
+
+    What is in `denied` is neither, where nats-server would let more pass than it was told.
+    """
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
     connections: tuple[str, ...]
+    denied: tuple[str, ...] = ()
 
     def publish_rule(self) -> dict[str, list[str]]:
         """Return what may be published, in the words of nats-server."""
-        return _rule(self.publish)
+        return _rule(self.publish, self.denied)
 
     def subscribe_rule(self) -> dict[str, list[str]]:
         """Return what may be subscribed, in the words of nats-server."""
-        return _rule(self.subscribe)
+        return _rule(self.subscribe, self.denied)
 
 
-def permissions(principal: Principal, broker_site: str) -> Permissions | None:
-    """Return what a certificate's holder may do at a site's broker (or the cloud broker, site "-"); None: nothing at all."""
+def permissions(principal: Principal, broker_site: str, more: Sequence[str] = ()) -> Permissions | None:
+    """Return what a certificate's holder may do at a site's broker (or the cloud broker, site "-"); None: nothing at all.
+
+    `more` are topic filters that it may subscribe to besides.
+    """
     publish = [subject for each in rights.publish_filters(principal, broker_site) for subject in subjects_of(each)]
-    subscribe = [subject for each in rights.subscribe_filters(principal, broker_site) for subject in subjects_of(each)]
+    reads = (*rights.subscribe_filters(principal, broker_site), *more)
+    subscribe = [subject for each in reads for subject in subjects_of(each)]
     if not publish and not subscribe:
         return None
     if subscribe:
@@ -63,6 +80,18 @@ def permissions(principal: Principal, broker_site: str) -> Permissions | None:
     if principal.role != "cloud":
         return Permissions(tuple(publish), tuple(subscribe), ("MQTT",))
     return Permissions((*publish, *_STREAM_API), (*subscribe, INBOXES), ("MQTT", "STANDARD"))
+
+
+def leaf_permissions(principal: Principal, broker_site: str) -> Permissions | None:
+    """Return what a leaf node with this certificate may say and hear at the cloud broker; None: it may be none."""
+    if principal.role != "connector" or broker_site != CLOUD_SITE:
+        return None
+    fleet, site = principal.fleet, principal.site
+    # The kinds also by their names: nats-server (seen with 2.15.1) does not see that "….up.*" is about what "*.….up.*" asks for.
+    says = [subject_of(str(Topic.up(fleet, site, "+", kind))) for kind in UP_KINDS]
+    says += [subject_of(hub_filter(fleet, site, "+", channel)) for channel in LEAF_UP]
+    hears = (subject_of(hub_filter(fleet, site, "+", "down")),)
+    return Permissions(tuple(says), hears, ("LEAFNODE",), INSIDE)
 
 
 def subject_of(topic: str) -> str:
@@ -84,8 +113,10 @@ def topic_of(subject: str) -> str:
     return subject.replace("//", "\0").replace(".", "/").replace("\0", ".")
 
 
-def _rule(subjects: tuple[str, ...]) -> dict[str, list[str]]:
-    return {"allow": list(subjects)} if subjects else {"deny": [">"]}
+def _rule(subjects: tuple[str, ...], denied: tuple[str, ...]) -> dict[str, list[str]]:
+    if not subjects:
+        return {"deny": [">"]}
+    return {"allow": list(subjects)} | ({"deny": list(denied)} if denied else {})
 
 
 def user_permissions(granted: Permissions) -> dict[str, Any]:

@@ -7,7 +7,12 @@ what is old: nothing is acknowledged then, so the hubs keep it and send it again
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec import Struct
 
 from broker.engines.nats_client import connected
 from broker.engines.nats_rights import STREAM, subject_of, topic_of
@@ -20,10 +25,48 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js import JetStreamContext
 
-__all__ = ["CONSUMER", "STREAM", "connect", "ensure_stream", "pull", "subject_of", "topic_of"]
+__all__ = [
+    "CONSUMER",
+    "STREAM",
+    "StreamState",
+    "connect",
+    "ensure_stream",
+    "pull",
+    "state_of",
+    "subject_of",
+    "topic_of",
+]
 
 CONSUMER: Final = "ingest"
 """The consumer that all workers share."""
+
+
+class _State(Struct, frozen=True):
+    messages: int = 0
+    bytes: int = 0
+    first_ts: datetime | None = None
+
+
+class _Limits(Struct, frozen=True):
+    max_bytes: int = 0
+
+
+class _Told(Struct, frozen=True):
+    """What the stream's leader says of it; `ts` is its own time."""
+
+    state: _State
+    config: _Limits
+    ts: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """How full the stream is. `oldest_s` is how long its first message has waited, by the clock of the node that leads it."""
+
+    messages: int
+    size_bytes: int
+    size_max_bytes: int
+    oldest_s: float
 
 
 async def connect(
@@ -84,3 +127,18 @@ async def ensure_stream(js: JetStreamContext, fleet: str, replicas: int = 1) -> 
 async def pull(js: JetStreamContext, durable: str = CONSUMER) -> JetStreamContext.PullSubscription:
     """Return what a worker fetches its messages from. It is lost with the client's connection only if that is closed."""
     return await js.pull_subscribe_bind(durable=durable, stream=STREAM)
+
+
+async def state_of(client: Client) -> StreamState:
+    """Ask how full the stream is. Raises TransportError: there is none, or nobody leads it now."""
+    from nats.errors import Error
+
+    try:
+        answer = await client.request(f"$JS.API.STREAM.INFO.{STREAM}", b"", limits.NATS_REQUEST_S)
+        told = msgspec.json.decode(answer.data, type=_Told)
+    except (Error, TimeoutError, msgspec.DecodeError) as exc:
+        raise TransportError(f"stream {STREAM}", str(exc) or type(exc).__name__) from exc
+    state, oldest_s = told.state, 0.0
+    if state.messages and state.first_ts is not None and told.ts is not None:
+        oldest_s = (told.ts - state.first_ts).total_seconds()
+    return StreamState(state.messages, state.bytes, told.config.max_bytes, oldest_s)

@@ -19,12 +19,16 @@ from msgspec import Struct
 from broker.clock import unix_ms
 from broker.engines.nats_callout import Doorkeeper
 from broker.engines.nats_client import connected
+from broker.engines.nats_leaf import node_name
+from broker.engines.nats_link import Link
+from broker.engines.nats_rights import user_permissions
 from broker.engines.nats_tokens import Issuer
+from broker.engines.site_bridge import rights_to_watch
 from config import limits, log, pki
 from config.endpoint import join_endpoint, split_endpoint
 from config.errors import ProtocolError, RefusedError, SettingsError, TransportError
 from config.principal import CLOUD_SITE, Principal
-from config.settings import BrokerSettings, Identity
+from config.settings import BrokerSettings, ConnectorSettings, Identity
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -71,6 +75,7 @@ class Supervisor:
         self.issuer: Final = Issuer()
         self.answering: Final = "supervisor-answering"
         self.watching: Final = "supervisor-watching"
+        self.telling: Final = "supervisor-telling"
         self.password: Final = secrets.token_urlsafe()
         self._authority, self._leaf = _own_certificate()
         self._log = log.get(__name__)
@@ -84,9 +89,15 @@ class Supervisor:
             _KEY: pki.key_pem(self._leaf.key),
         }
 
-    async def supervise(self, settings: BrokerSettings, folder: Path) -> None:
+    def teller(self, connector: ConnectorSettings) -> dict[str, object]:
+        """Return the user who tells the connector how the leaf connection is, and may do nothing else."""
+        rights = Link(connector.identity.name).rights
+        return {"user": self.telling, "password": self.password, **user_permissions(rights)}
+
+    async def supervise(self, settings: BrokerSettings, folder: Path, connector: ConnectorSettings | None) -> None:
         """Do it until cancelled, through all restarts of the server. Raises SettingsError if it can't."""
-        doorkeeper = Doorkeeper(settings, self.issuer)
+        node = node_name(settings, connector)
+        doorkeeper = Doorkeeper(settings, self.issuer, node, rights_to_watch(connector))
         own = settings.identity
         identity = Identity(own.fleet, own.site, own.name, own.ca, folder / _CERT, folder / _KEY)
         host, port = split_endpoint(settings.nats.listen)
@@ -101,12 +112,16 @@ class Supervisor:
             self._log.debug("clients_admitted")
 
         async def watching(client: Client) -> None:
-            await self._watch(client, own.name, doorkeeper)
+            await self._watch(client, node, doorkeeper)
 
-        await asyncio.gather(
-            self._keep(endpoint, identity, self.answering, answering),
-            self._keep(endpoint, identity, self.watching, watching),
-        )
+        uses: list[tuple[str, Callable[[Client], Awaitable[None]]]] = [
+            (self.answering, answering),
+            (self.watching, watching),
+        ]
+        if connector is not None:
+            link = Link(connector.identity.name)
+            uses += [(self.watching, link.look), (self.telling, link.tell)]
+        await asyncio.gather(*(self._keep(endpoint, identity, user, use) for user, use in uses))
 
     async def _keep(
         self, endpoint: str, identity: Identity, user: str, use: Callable[[Client], Awaitable[None]]
@@ -122,6 +137,9 @@ class Supervisor:
                 client = await connected([endpoint], identity, user=user, password=self.password, on_lost=on_lost)
             except (TransportError, RefusedError) as exc:
                 self._log.debug("engine_not_reached", user=user, reason=str(exc))
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():  # The client has taken it for a failure of its own.
+                    raise asyncio.CancelledError from exc
                 await asyncio.sleep(limits.NATS_RETRY_S)
                 continue
             using = asyncio.ensure_future(use(client))

@@ -74,11 +74,17 @@ class Server(Struct, frozen=True):
 
 
 class Client(Struct, frozen=True):
-    """The client that wants in; `mqtt_id` is its MQTT client id, `type` "mqtt" or "nats"."""
+    """The client that wants in: `kind` "Client" or "Leafnode", `type` "mqtt" or "nats".
+
+    `mqtt_id` is its MQTT client id, `name` what it calls itself otherwise, `id` the number of its connection.
+    """
 
     host: str = ""
     type: str = ""
     mqtt_id: str = ""
+    kind: str = ""
+    name: str = ""
+    id: int = 0
 
 
 class Tls(Struct, frozen=True):

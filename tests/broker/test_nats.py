@@ -161,13 +161,17 @@ def test_refusals_are_counted_by_who_and_why(line: str, expected: tuple[str, str
 # --- Its questions ----------------------------------------------------------------------------------------------------
 
 
-def question(identity: Identity | None, client_id: str, *, kind: str = "mqtt", node: str = "broker-1") -> bytes:
-    """Return what nats-server asks about a client."""
+def question(
+    identity: Identity | None, client_id: str, *, kind: str = "mqtt", node: str = "broker-1", leaf: bool = False
+) -> bytes:
+    """Return what nats-server asks about a client, or about a leaf node that calls itself so."""
     tls = {"verified_chains": [[identity.cert.read_text()]]} if identity else {"certs": ["unverified"]}
     body = {
         "server_id": {"id": SERVER, "name": node, "host": "x"},
         "user_nkey": "UUSER",
-        "client_info": {"host": "10.0.0.1", "type": kind, "mqtt_id": client_id, "id": 7},
+        "client_info": {"host": "10.0.0.1", "kind": "Leafnode", "name": client_id, "id": 7}
+        if leaf
+        else {"host": "10.0.0.1", "kind": "Client", "type": kind, "mqtt_id": client_id, "id": 7},
         "client_tls": tls,
     }
     raw = base64.urlsafe_b64encode(orjson.dumps({"nats": body})).rstrip(b"=")

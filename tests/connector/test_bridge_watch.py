@@ -188,6 +188,20 @@ def test_after_an_outage_a_proof_is_as_good_as_a_notice() -> None:
     assert this.handle(acked(5), now + 1) == [Tell(None), SITE_UP, CLOUD_UP, Unsubscribe(Side.SITE, (ACKS,))]
 
 
+@pytest.mark.parametrize("order", [(Side.CLOUD, Side.SITE), (Side.SITE, Side.CLOUD)])
+def test_what_was_retained_before_an_outage_ends_no_doubt(order: tuple[Side, Side]) -> None:
+    """Both sessions were lost: what the site broker says at first may be of the time before."""
+    this = linked()
+    for side in order:
+        this.handle(Ended(side), 1.0)
+    for side in Side:
+        this.handle(Opened(side), 2.0)
+    this.handle(CONNECTED, 2.1)
+    assert not this.upstream_up
+    this.handle(CONNECTED, 3.0)
+    assert this.upstream_up
+
+
 def test_a_bridge_with_a_short_keep_alive_is_doubted_for_a_shorter_time() -> None:
     """It waits less before it connects again."""
     this = Watch("acme", "berlin", "berlin-1", Random(1), keep_alive_s=5)
@@ -284,11 +298,74 @@ def test_rights_that_bridge_and_connector_lack_close_the_way_in_bounded_time() -
     now = began
     for seq in range(1, limits.BRIDGE_UNANSWERED_MAX):
         _, now = leave_unanswered(this, now, seq)
-    commands, now = leave_unanswered(this, now, 99)
+    commands, now = close_unanswered(this, now)
     assert commands[:3] == [Tell(UNANSWERED), SITE_DOWN, CLOUD_DOWN]
     assert now - began < 300.0
-    this.handle(seen(100), now)
-    assert this.handle(acked(100), now)[:3] == [Tell(None), SITE_UP, CLOUD_UP]
+
+
+def close_unanswered(this: Watch, now: float, seq: int = 99) -> tuple[list[WatchCommand], float]:
+    """Let the message go up without which the way would still be open."""
+    this.handle(seen(seq), now)
+    woken(this)
+    return woken(this)
+
+
+def unanswered() -> tuple[Watch, float]:
+    this, now = looking()
+    for seq in range(1, limits.BRIDGE_UNANSWERED_MAX):
+        _, now = leave_unanswered(this, now, seq)
+    _, now = close_unanswered(this, now)
+    assert not this.upstream_up
+    return this, now
+
+
+def test_a_cloud_that_answers_again_opens_the_way_though_the_hubs_are_silent() -> None:
+    """Told that there is no way up, they send nothing: only the connector can find out, and asks until it knows."""
+    this, _ = unanswered()
+    for _ in range(3):
+        commands, now = woken(this)
+        assert commands == [Forward(Side.CLOUD, UP, seen(99).payload, 1, retain=False)]
+    assert this.handle(acked(99, Side.CLOUD), now + 1.0)[:3] == [Tell(None), SITE_UP, CLOUD_UP]
+    commands, _ = woken(this)
+    assert commands == [Subscribe(Side.SITE, ((ACKS, 0), (UPS, 0)))]
+
+
+def test_a_message_that_nobody_acknowledges_does_not_keep_the_way_closed_for_ever() -> None:
+    """Of a hub that has been removed, for instance: after the parole another one is looked for."""
+    this, began = unanswered()
+    now = began
+    while not this.upstream_up:
+        commands, now = woken(this)
+    assert now == began + limits.BRIDGE_PAROLE_S
+    assert commands[-2:] == [Unsubscribe(Side.SITE, (ACKS,)), Unsubscribe(Side.CLOUD, (ACK,))]
+    woken(this)
+    commands, _ = close_unanswered(this, now, seq=100)
+    assert commands[0] == Tell(UNANSWERED)
+
+
+def test_another_session_with_the_cloud_may_find_one_that_answers() -> None:
+    this, now = unanswered()
+    this.handle(Ended(Side.CLOUD), now)
+    this.handle(Opened(Side.CLOUD), now + 1.0)
+    assert this.handle(Wakeup(), now + 1.0 + limits.BRIDGE_DOUBT_S)[:3] == [Tell(None), SITE_UP, CLOUD_UP]
+
+
+def test_what_the_connector_has_carried_is_no_sample_again() -> None:
+    """Its hub sends it again, and the answer to our own hand comes down through the bridge: that would look like a proof."""
+    this, now = looking()
+    _, now = fail_once(this, now)
+    _, now = woken(this)
+    assert this.handle(seen(7), now) == []
+    assert this.handle(acked(7), now) == []
+    assert "samples_proven" not in this.counters
+    assert this.handle(seen(8), now) == [Unsubscribe(Side.SITE, (UPS,))]
+
+
+def test_after_a_conviction_hubs_get_time_to_leave() -> None:
+    """What they have just sent here they bring over another path, and its acknowledgement comes down here, too."""
+    this, now = convicted()
+    assert this.handle(seen(9), now) == []
+    assert this.deadline() == now + limits.BRIDGE_SAMPLE_S
 
 
 def test_an_answer_in_between_begins_the_count_anew() -> None:
