@@ -104,5 +104,7 @@ def _up(settings: CloudSettings) -> tuple[str, int]:
 
 def _rest(settings: CloudSettings) -> list[tuple[str, int]]:
     fleet = settings.identity.fleet
-    of_hubs = [(hub_filter(fleet, "+", "+", channel), STATE_QOS) for channel in ("heartbeat", "poll", "state")]
-    return [*of_hubs, (connector_filter(fleet, "+"), STATE_QOS)]
+    # A cluster that has lost a node grants QoS 0 at once, and QoS 1, a consumer of its own, for half a minute not.
+    qos = UP_QOS if settings.cloud.intake == "jetstream" else STATE_QOS
+    of_hubs = [(hub_filter(fleet, "+", "+", channel), qos) for channel in ("heartbeat", "poll", "state")]
+    return [*of_hubs, (connector_filter(fleet, "+"), qos)]

@@ -20,6 +20,7 @@ from broker.clock import unix_ms
 from broker.runner import monotonic_s
 from broker.tls import client_context
 from cloud.ingest import Arrived, Connected, Disconnected
+from cloud.stream_watch import StreamWatch
 from config import limits, log
 from config.errors import HublineError, SettingsError, TransportError
 from config.principal import CLOUD_SITE, server_name
@@ -33,6 +34,8 @@ _log: Final = log.get(__name__)
 
 _ACK: Final = b"+ACK"
 _PROGRESS: Final = b"+WPI"
+_NOTHING: Final = ("404", "408")
+"""The server's words for a request that has met no message in its time; any other word is no answer to it."""
 _NAK: Final = b'-NAK {"delay":%d}' % int(limits.JETSTREAM_GIVE_BACK_S * 1e9)
 
 
@@ -64,6 +67,8 @@ class JetStreamIntake:
         client_context(self._identity, server_name(self._identity.fleet, CLOUD_SITE))  # As in MqttIntake.
         self._client: Client | None = None
         self._failures = 0
+        self._prepared = False
+        self._watch: Final = StreamWatch()
         self._requests = 0
         self._held: Final[dict[int, _Held]] = {}
         self._held_bytes = 0
@@ -107,7 +112,7 @@ class JetStreamIntake:
                 await asyncio.wait_for(self._flushed(client), limits.CLOSE_TIMEOUT_S)
             except (TimeoutError, OSError, TransportError):
                 pass  # It was not acknowledged, and comes again.
-            await client.close()
+            await _left(client)
             self._client = None
 
     def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> None:
@@ -139,12 +144,14 @@ class JetStreamIntake:
 
         client = await connected([endpoint], self._identity, on_lost=on_lost)
         try:
-            await self._prepare(client)
+            if not self._prepared:
+                await self._prepare(client)
             self._client, self.reason = client, None
             _log.info("stream_connected", endpoint=endpoint, failures=self._failures)
             self._failures = 0
             self._report(Connected())
-            work = [asyncio.create_task(each) for each in (lost.wait(), self._pull(client), self._speak(client))]
+            tasks = (lost.wait(), self._pull(client), self._speak(client), self._look(client))
+            work = [asyncio.create_task(each) for each in tasks]
             try:
                 await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
                 ended = [task.exception() for task in work if task.done()]
@@ -160,14 +167,16 @@ class JetStreamIntake:
             raise TransportError(endpoint, str(exc) or type(exc).__name__) from exc
         finally:
             was_open, self._client = self._client is not None, None
-            if not client.is_closed:
-                await client.close()
+            await _left(client)
             self._out.clear()
             if was_open:
                 self._report(Disconnected())
 
     async def _prepare(self, client: Client) -> None:
-        """Make the stream and the consumer of all workers, if they are not there yet; what is there is left as it is."""
+        """Make the stream and the consumer of all workers, if they are not there yet; what is there is left as it is.
+
+        That is asked once, and again only when nobody answers for long: a node says nothing while the cluster has no leader.
+        """
         from nats.js.errors import NotFoundError
 
         from broker.engines.nats_stream import CONSUMER, STREAM, ensure_stream
@@ -178,6 +187,7 @@ class JetStreamIntake:
         except NotFoundError:
             replicas = limits.JETSTREAM_REPLICAS if len(self._endpoints) >= limits.JETSTREAM_REPLICAS else 1
             await ensure_stream(stream, self._identity.fleet, replicas)
+        self._prepared = True
 
     async def _pull(self, client: Client) -> None:
         """Ask for as much as there is room for, again and again."""
@@ -185,25 +195,25 @@ class JetStreamIntake:
 
         loop, inbox = asyncio.get_running_loop(), client.new_inbox()
         over = asyncio.Event()
-        wanted = 0
-        current = ""
+        wanted, current = 0, ""
+        answered = False
 
         def take(message: Msg) -> None:
-            nonlocal wanted
-            if message.headers is not None and not message.reply:  # A word of the server about our request.
-                if message.subject == current:
-                    over.set()
-                return
+            nonlocal wanted, answered
+            is_word = message.headers is not None and not message.reply  # Of the server, about our request.
+            answered = answered or not is_word or (message.headers or {}).get("Status") in _NOTHING
             if message.subject == current:
-                wanted -= 1
-                if wanted == 0:
+                wanted -= not is_word
+                if is_word or wanted == 0:
                     over.set()
-            self._take(message)
+            if not is_word:
+                self._take(message)
 
         async def hand_over(message: Msg) -> None:
             loop.call_soon(take, message)  # A fault of ours must end the process; nats-py would swallow it.
 
         await client.subscribe(f"{inbox}.*", cb=hand_over)
+        silent_at: float | None = None
         while True:
             await self._wait_for_room()
             self._requests += 1
@@ -215,12 +225,37 @@ class JetStreamIntake:
                 "expires": int(limits.JETSTREAM_FETCH_WAIT_S * 1e9),
             }
             over.clear()
+            answered, asked_at = False, monotonic_s()
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{CONSUMER}"
             await client.publish(subject, orjson.dumps(request), reply=current)
             try:
                 await asyncio.wait_for(over.wait(), limits.JETSTREAM_FETCH_WAIT_S + 1.0)
-            except TimeoutError:
-                pass  # The node that had the request may be gone.
+            except TimeoutError:  # The node that had the request may be gone; or ours hangs.
+                await client.flush(limits.JETSTREAM_PONG_S)  # type: ignore[arg-type]
+            if answered:
+                silent_at = None
+            else:
+                silent_at = silent_at or asked_at
+                await self._endure(client, asked_at, silent_at)
+
+    async def _endure(self, client: Client, asked_at: float, silent_at: float) -> None:
+        """Wait a bit before the next request, and see whether there is anything to ask if this has lasted for long."""
+        now = monotonic_s()
+        if now - silent_at > limits.JETSTREAM_LOST_S:
+            self._prepared = False
+            await self._prepare(client)
+        await asyncio.sleep(max(0.0, asked_at + limits.JETSTREAM_RETRY_S - now))
+
+    async def _look(self, client: Client) -> None:
+        """Look how full the stream is, now and then."""
+        from broker.engines.nats_stream import state_of
+
+        while True:
+            try:
+                self._watch.look(await state_of(client), monotonic_s())
+            except TransportError as exc:
+                _log.debug("stream_not_seen", reason=exc.reason)
+            await asyncio.sleep(limits.JETSTREAM_LOOK_S)
 
     async def _wait_for_room(self) -> None:
         while len(self._held) >= limits.JETSTREAM_WAITING_MAX or self._held_bytes >= limits.JETSTREAM_WAITING_MAX_BYTES:
@@ -280,3 +315,16 @@ class JetStreamIntake:
     async def _flushed(self, client: Client) -> None:
         await self._sent(client)
         await client.flush()
+
+
+async def _left(client: Client) -> None:
+    """Close a connection; one whose node hangs is given up, it ends with its node."""
+    from nats.errors import Error
+
+    if client.is_closed:
+        return
+    try:
+        async with asyncio.timeout(limits.CLOSE_TIMEOUT_S):
+            await client.close()
+    except (TimeoutError, OSError, Error) as exc:
+        _log.debug("connection_given_up", reason=str(exc) or type(exc).__name__)

@@ -12,6 +12,7 @@ from secrets import token_hex
 
 import pytest
 
+from config import limits
 from tests.cloud.wire import payload
 from tests.cluster_fleet import DATABASE, NODES, OPERATIONS, WORKERS, ClusterFleet
 from tests.fleet import until
@@ -22,6 +23,9 @@ pytestmark = [needs_nats, pytest.mark.xdist_group("cluster")]
 STALL_MAX_S = 15.0
 AWAY_S = 120.0
 KILLS_PER_NODE = 10
+SILENCE_MAX_S = 3 * limits.KEEP_ALIVE_S
+"""A client hears of a node that hangs after two keep alives, and then finds another one."""
+PATIENCE_S = 2 * limits.NATS_STREAM_ACK_WAIT_S
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +173,61 @@ def test_a_poisoned_message_stops_no_worker(fleet: ClusterFleet) -> None:
 
 
 # --- Long ones -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+def test_a_node_that_hangs_stalls_its_own_clients_only(fleet: ClusterFleet) -> None:
+    """Its system keeps connections open: who is at another node must not wait for it; who is at it finds out by silence."""
+    for node in NODES:
+        hung_at = time.monotonic()
+        with fleet.hanging(node):
+            fleet.stream.wait_until_flowing()
+            stream_s, sender_s = fleet.stream.stalls(hung_at)
+            print("hung (node, stream, worst sender):", node, stream_s, sender_s, flush=True)
+            fleet.wait_until_flowing()
+        assert stream_s <= STALL_MAX_S
+        assert sender_s <= SILENCE_MAX_S
+        fleet.wait_until_flowing()
+    fleet.assert_the_stream_is_stored_once()
+
+
+@pytest.mark.soak
+def test_all_nodes_can_lose_their_power_at_once(fleet: ClusterFleet) -> None:
+    """What the stream has taken in was on their disks; what it has not is with the hubs. Nothing waits for a person."""
+    for _ in range(3):
+        fleet.kill(*NODES)
+        started = {node: len(fleet.events(node, "broker_started")) for node in NODES}
+        fleet.start(*NODES)
+        until(
+            "all serve again",
+            lambda: all(len(fleet.events(node, "broker_started")) > before for node, before in started.items()),  # noqa: B023
+        )
+        fleet.wait_until_flowing()
+        assert fleet.revive() == []
+    fleet.assert_the_stream_is_stored_once()
+
+
+@pytest.mark.soak
+def test_what_a_worker_had_that_hangs_or_dies_goes_to_the_other_one(fleet: ClusterFleet) -> None:
+    """It had fetched and not acknowledged: the stream waits for it for a while, and no message, no hub and no later one does."""
+    worker, other = WORKERS
+    for dies in (False, True):
+        until("it stores", lambda: fleet.stored_by(worker) > 0)
+        with fleet.hanging(worker):
+            before = fleet.stored_by(other)
+            fleet.wait_until_flowing()
+            assert fleet.stored_by(other) > before
+            if dies:
+                fleet.kill(worker)
+            with fleet.stream.paused():
+                until("the stream is rid of it", lambda: not _of_senders(fleet), PATIENCE_S)
+        if dies:
+            fleet.start(worker)
+        fleet.assert_the_stream_is_stored_once()
+
+
+def _of_senders(fleet: ClusterFleet) -> list[str]:
+    return [subject for subject in fleet.unsettled("+") if ".sender-" in subject]
 
 
 @pytest.mark.soak
