@@ -41,6 +41,9 @@ QUICK = {
 }
 """The rules about paths, in seconds instead of minutes."""
 
+BRIDGED = {"HUBLINE_CONNECTOR__KEEP_ALIVE_S": "2", "HUBLINE_HUB__KEEP_ALIVE_S": "5"}
+"""For a site whose Mosquitto bridges by itself: by its keep alive also go the waits before it connects again."""
+
 
 def until(what: str, check: Callable[[], T], timeout_s: float = WAIT_S) -> T:
     """Return the first true answer of `check`; fail with `what` if there is none in time."""
@@ -56,7 +59,9 @@ def until(what: str, check: Callable[[], T], timeout_s: float = WAIT_S) -> T:
 class Fleet:
     """One site and its cloud. Roles have the names "cloud-broker", "cloud", "site-broker", "connector" and the hubs' own."""
 
-    def __init__(self, directory: Path, fleet: str, hubs: int = 2, environ: Mapping[str, str] | None = None):
+    def __init__(
+        self, directory: Path, fleet: str, hubs: int = 2, environ: Mapping[str, str] | None = None, bridge: str = "own"
+    ):
         self.directory, self.fleet = directory / "fleet", fleet
         self.hubs = [f"pc-{number}" for number in range(1, hubs + 1)]
         self.logs = directory / "logs"
@@ -81,6 +86,16 @@ class Fleet:
             "connector": ("connector", "berlin-1", {}),
             **{hub: ("hub", hub, {}) for hub in self.hubs},
         }
+        if bridge == "engine":
+            self.environ = {**BRIDGED, **self.environ}
+            self.let_the_engine_bridge()
+
+    def let_the_engine_bridge(self, connector: str = "connector", site_broker: str = "site-broker") -> None:
+        """Have Mosquitto as site broker, which brings the messages to the cloud itself."""
+        edit(self.settings(connector), ("[connector]", '[connector]\nbridge = "engine"'))
+        _, name, _ = self.roles[connector]
+        bridge = f'engine = "mosquitto"\nbridge = "../../connector/{name}/connector.toml"'
+        edit(self.settings(site_broker), ("[broker]", f"[broker]\n{bridge}"))
 
     def add_hub(self, name: str, environ: Mapping[str, str] | None = None) -> None:
         """Provision one more hub, which is started and looked after by its name only."""
@@ -261,6 +276,15 @@ class Follower:
         self._process.wait(WAIT_S)
 
 
+def edit(file: Path, *replaced: tuple[str, str]) -> None:
+    """Change a bundle's settings as an administrator does: each text stands there once."""
+    text = file.read_text("utf-8")
+    for old, new in replaced:
+        assert text.count(old) == 1, (file, old)
+        text = text.replace(old, new)
+    file.write_text(text, "utf-8")
+
+
 def _first_break(values: Sequence[int]) -> str:
     for expected, value in enumerate(values, start=1):
         if value != expected:
@@ -270,10 +294,10 @@ def _first_break(values: Sequence[int]) -> str:
 
 @contextmanager
 def running_fleet(
-    directory: Path, fleet: str, hubs: int = 2, environ: Mapping[str, str] | None = None
+    directory: Path, fleet: str, hubs: int = 2, environ: Mapping[str, str] | None = None, bridge: str = "own"
 ) -> Iterator[Fleet]:
     """Run a whole fleet, until its hubs' data is in the database; end every process of it afterwards."""
-    this = Fleet(directory, fleet, hubs, environ)
+    this = Fleet(directory, fleet, hubs, environ, bridge)
     try:
         this.start()
         this.wait_until_flowing()

@@ -41,6 +41,7 @@ class Site(Fleet):
         connectors: int = 2,
         hubs: int = 2,
         environ: Mapping[str, str] | None = None,
+        bridge: str = "own",
     ):
         self.directory, self.fleet, self.network = directory / "fleet", fleet, network
         self.logs = directory / "logs"
@@ -52,6 +53,9 @@ class Site(Fleet):
         provision.init(self.directory, fleet, cloud_hosts=[CLOUD])
         self._build(connectors)
         provision.reader(self.directory, "viewer")
+        if bridge == "engine":
+            for suffix in ["", "-2"][:connectors]:
+                self.let_the_engine_bridge(f"connector{suffix}", f"site-broker{suffix}")
 
     def _build(self, connectors: int) -> None:
         network = self.network
@@ -131,11 +135,11 @@ def why_no_wan() -> str:
 
 @contextmanager
 def running_site(
-    directory: Path, name: str, connectors: int, environ: Mapping[str, str] | None = None
+    directory: Path, name: str, connectors: int, environ: Mapping[str, str] | None = None, bridge: str = "own"
 ) -> Iterator[Site]:
     """Run a whole site and its cloud until data flows; end and remove everything afterwards."""
     with Network(name) as network:
-        site = Site(directory, name, network, connectors, environ=environ)
+        site = Site(directory, name, network, connectors, environ=environ, bridge=bridge)
         try:
             site.start()
             site.wait_until_flowing()

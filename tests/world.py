@@ -51,6 +51,7 @@ class World:
         self.random = Random(seed)
         self.draw = self.random.random
         self.late_states = late_states
+        self.drain_s = DRAIN_S
         self.checks = Checks(self, remember_bodies)
         self.processes: dict[str, Process] = {}
         self.hubs: dict[str, HubProcess] = {}
@@ -187,8 +188,13 @@ class World:
         self._reachability()
 
     def cut_wan(self) -> None:
-        for name in (*self.connectors, *self.hubs):
+        for name in self.wan_ends():
             self.cut(name, CLOUD_BROKER)
+
+    def wan_ends(self) -> list[str]:
+        """Return who speaks with the cloud broker from the sites."""
+        bridging = [name for name, broker in self.brokers.items() if broker.bridges]
+        return [*self.connectors, *self.hubs, *bridging]
 
     def refuse(self, name: str, refusing: bool = True) -> None:
         """Let a broker refuse further connections, or take them again."""
@@ -202,8 +208,9 @@ class World:
         self.cloud.disk.full = False
         for hub in self.hubs.values():
             hub.disk.full = False
-        for name in self.brokers:
+        for name, broker in self.brokers.items():
             self.refuse(name, False)
+            broker.mended()
         for name in self.processes:
             self.start(name)
 
@@ -211,10 +218,12 @@ class World:
         """Mend all; then everything must be drained, and every hub on a connector's path, within the bound. Then audit."""
         self.mend_all()
         begun_at = self.now
-        self.run_until(lambda: all(hub.sending and hub.path in self.connectors for hub in self.hubs.values()), DRAIN_S)
+        self.run_until(
+            lambda: all(hub.sending and hub.path in self.connectors for hub in self.hubs.values()), self.drain_s
+        )
         marks = {name: hub.points_made for name, hub in self.hubs.items()}
-        self.run_until(lambda: all(self._has(name, mark) for name, mark in marks.items()), DRAIN_S)
-        self.run(max(0.0, DRAIN_S - (self.now - begun_at)))
+        self.run_until(lambda: all(self._has(name, mark) for name, mark in marks.items()), self.drain_s)
+        self.run(max(0.0, self.drain_s - (self.now - begun_at)))
         for hub in self.hubs.values():
             if not (hub.sending and hub.path in self.connectors):
                 self.checks.complain(hub.name, "did not stay on its connector's path")
@@ -295,6 +304,7 @@ def site(
     outbox_max_bytes: int = limits.OUTBOX_MAX_BYTES,
     hub_type: type[HubProcess] = HubProcess,
     connector_type: type[ConnectorProcess] = ConnectorProcess,
+    broker_type: type[Broker] = Broker,
     cloud_type: type[CloudProcess] = CloudProcess,
     box_type: type[MemoryBox] = MemoryBox,
     remember_bodies: bool = True,
@@ -315,7 +325,7 @@ def site(
     world.add(Broker(world, CLOUD_BROKER))
     world.add(cloud_type(world, "cloud"))
     for number in range(1, connectors + 1):
-        world.add(Broker(world, f"broker-{number}"))
+        world.add(broker_type(world, f"broker-{number}"))
         world.add(connector_type(world, f"connector-{number}", f"broker-{number}"))
     for number in range(1, hubs + 1):
         world.add(hub_type(world, f"hub-{number}", open_box, interval_s, grouped))

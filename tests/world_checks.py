@@ -144,8 +144,8 @@ class Checks:
                 ledger.points_in_gaps += sum(event.points or 0 for event in message.body.events)
             numbers: tuple[int, ...] = ()
         else:
-            assert message.body is not None
-            numbers = tuple([int(point.values["n"]) for point in message.body.points])
+            assert isinstance(message.body, tuple)
+            numbers = tuple([int(number) for block in message.body for number in block.columns["n"]])
         if self._remember_bodies and ledger.bodies.setdefault((epoch, seq), hash(numbers)) != hash(numbers):
             self.complain(hub_id, f"message {seq} has changed after it was sent")
         if not fresh:

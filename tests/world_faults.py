@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import exp, log
 
-from tests.world import World
+from tests.world import HOUR_S, World
+from tests.world_bridge import BridgingBroker
 from tests.world_roles import CLOUD_BROKER
 
 FAULT_EVERY_S = 150.0
@@ -13,6 +14,21 @@ FAULT_MIN_S, FAULT_MAX_S = 1.0, 1_500.0
 FLAP_S = 8.0
 FLAPS = 30
 CLOCK_STEP_MAX_S = 7_200.0
+
+
+def suffer(world: World, hours: float) -> World:
+    """Let a world have faults for so long; then mend it, drain it and audit it."""
+    faults = Faults(world)
+    try:
+        world.run(hours * HOUR_S)
+        faults.stop()
+        world.settle()
+    except AssertionError:
+        print("\n".join(faults.done))
+        raise
+    finally:
+        world.close()
+    return world
 
 
 class Faults:
@@ -39,6 +55,9 @@ class Faults:
             self._restart_hub_in_outage,
             self._refuse,
         )
+        self._bridging = [broker for broker in world.brokers.values() if isinstance(broker, BridgingBroker)]
+        if self._bridging:
+            self._kinds += (self._drop_bridge, self._mute_bridge, self._cut_bridge)
         self._next()
 
     def stop(self) -> None:
@@ -69,6 +88,7 @@ class Faults:
         links = [(hub_id, broker) for hub_id in world.hubs for broker in world.brokers]
         for connector in world.connectors.values():
             links += [(connector.name, CLOUD_BROKER), (connector.name, connector.site_broker)]
+        links += [(broker.name, CLOUD_BROKER) for broker in self._bridging]
         return [*links, ("cloud", CLOUD_BROKER)]
 
     # --- What can happen -----------------------------------------------------------------------------------------------
@@ -101,7 +121,7 @@ class Faults:
     def _cut_wan(self) -> str:
         self.world.cut_wan()
         duration_s = self._duration_s()
-        for name in (*self.world.connectors, *self.world.hubs):
+        for name in self.world.wan_ends():
             self._later(duration_s, self.world.mend, name, CLOUD_BROKER)
         return "cut the wan"
 
@@ -129,6 +149,23 @@ class Faults:
         self.world.refuse(broker.name)
         self._later(self._duration_s(), self.world.refuse, broker.name, False)
         return f"{broker.name} refuses"
+
+    def _drop_bridge(self) -> str:
+        broker = self.random.choice(self._bridging)
+        broker.drop_bridge()
+        return f"the cloud broker closes the bridge of {broker.name}"
+
+    def _cut_bridge(self) -> str:
+        broker = self.random.choice(self._bridging)
+        self.world.cut(broker.name, CLOUD_BROKER)
+        self._later(self._duration_s(), self.world.mend, broker.name, CLOUD_BROKER)
+        return f"cut the bridge of {broker.name}"
+
+    def _mute_bridge(self) -> str:
+        broker, way = self.random.choice(self._bridging), self.random.choice(["mute_up", "mute_down"])
+        setattr(broker, way, True)
+        self._later(self._duration_s(), setattr, broker, way, False)
+        return f"{way} the bridge of {broker.name}"
 
     def _flap(self) -> str:
         name = self.random.choice(list(self.world.connectors))

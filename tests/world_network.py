@@ -149,6 +149,10 @@ class Connection:
         if self.client_open and self.accepted:
             self.to_server.send(self._subscribe, filters)
 
+    def unsubscribe(self, filters: list[str]) -> None:
+        if self.client_open and self.accepted:
+            self.to_server.send(self._unsubscribe, filters)
+
     def close(self) -> None:
         """Say goodbye: the broker forgets the will, if the word gets there."""
         if self.client_open:
@@ -201,6 +205,11 @@ class Connection:
         if self.server_open:
             self.server_heard_at = self.world.now
             self.broker.subscribed(self, filters)
+
+    def _unsubscribe(self, filters: list[str]) -> None:
+        if self.server_open:
+            self.server_heard_at = self.world.now
+            self.broker.unsubscribed(self, filters)
 
     def receive(self, packet: Publish) -> None:
         if self.client_open and self.accepted:
@@ -275,6 +284,8 @@ class Connection:
 class Broker(Process):
     """Clean sessions, retained messages, last wills; all of it is lost with the process."""
 
+    bridges = False
+
     def __init__(self, world: World, name: str):
         super().__init__(world, name)
         self.refusing = False  # Overloaded: those that are there may stay, nobody else comes in.
@@ -285,6 +296,9 @@ class Broker(Process):
     def stop(self) -> None:
         super().stop()
         self.retained, self.sessions, self._routes = {}, {}, {}
+
+    def mended(self) -> None:
+        """Take back whatever a test has done to it."""
 
     def accept(self, connection: Connection) -> None:
         older = self.sessions.get(connection.client_id)
@@ -299,6 +313,10 @@ class Broker(Process):
         for topic, packet in self.retained.items():
             if any(covers(one, topic) for one in filters):
                 connection.to_client.send(connection.receive, packet)
+
+    def unsubscribed(self, connection: Connection, filters: list[str]) -> None:
+        connection.filters = [one for one in connection.filters if one not in filters]
+        self._routes.clear()
 
     def retain(self, packet: Publish) -> None:
         self.retained[packet[0]] = packet

@@ -23,6 +23,7 @@ from config.errors import StorageError
 from config.settings import Failback, Failover
 from connector import bridge
 from connector.bridge import Bridge, Side
+from connector.bridge_watch import Watch
 from hub import courier, link
 from hub.courier import Courier
 from hub.entries import Entry
@@ -368,9 +369,12 @@ class ConnectorProcess(Process):
     def start(self) -> None:
         super().start()
         self.ends: dict[Side, BridgeEnd] = {}
-        self.bridge = self.make_bridge(FLEET, SITE, self.random)
+        self.bridge = self.new_bridge()
         self.driver = Driver(self, self.bridge, self._execute)
         self.driver.feed(bridge.Started())
+
+    def new_bridge(self) -> Bridge | Watch:
+        return self.make_bridge(FLEET, SITE, self.random)
 
     def feed(self, end: BridgeEnd, event: bridge.Event) -> None:
         if self.up and self.ends.get(end.side) is end:

@@ -27,9 +27,9 @@ FLAP_DOWN_S = 3.0  # Of each cycle; a second or two more are gone until the new 
 
 
 @pytest.fixture
-def one(tmp_path: Path, unique_name: str) -> Iterator[Site]:
+def one(tmp_path: Path, unique_name: str, bridge: str) -> Iterator[Site]:
     """A site with one connector."""
-    with running_site(tmp_path, unique_name, connectors=1) as site:
+    with running_site(tmp_path, unique_name, connectors=1, bridge=bridge) as site:
         site.wait_for_path("connector")
         yield site
         site.wait_until_flowing()
@@ -38,9 +38,9 @@ def one(tmp_path: Path, unique_name: str) -> Iterator[Site]:
 
 
 @pytest.fixture
-def two(tmp_path: Path, unique_name: str) -> Iterator[Site]:
+def two(tmp_path: Path, unique_name: str, bridge: str) -> Iterator[Site]:
     """A site with two connectors."""
-    with running_site(tmp_path, unique_name, connectors=2) as site:
+    with running_site(tmp_path, unique_name, connectors=2, bridge=bridge) as site:
         site.wait_for_path("connector")
         yield site
         site.wait_until_flowing()
@@ -192,9 +192,10 @@ def test_without_ssdp_the_cache_and_then_the_cloud_are_used(one: Site) -> None:
 
 
 @pytest.mark.soak
-def test_the_default_outage_is_five_minutes(tmp_path: Path, unique_name: str) -> None:
+def test_the_default_outage_is_five_minutes(tmp_path: Path, unique_name: str, bridge: str) -> None:
     """Nothing scaled: the rule as it is delivered."""
-    with running_site(tmp_path, unique_name, connectors=1, environ={"HUBLINE_FAILOVER__OUTAGE_S": "300"}) as site:
+    environ = {"HUBLINE_FAILOVER__OUTAGE_S": "300"}
+    with running_site(tmp_path, unique_name, connectors=1, environ=environ, bridge=bridge) as site:
         site.wait_for_path("connector")
         began_at = time.time()
         site.kill("connector")

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet import Fleet, running_fleet
+from tests.end_to_end.conftest import IN_BOTH
+from tests.fleet import Fleet, running_fleet, until
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, unique_name: str) -> Iterator[Fleet]:
-    with running_fleet(tmp_path, unique_name) as this:
+def fleet(tmp_path: Path, unique_name: str, bridge: str) -> Iterator[Fleet]:
+    with running_fleet(tmp_path, unique_name, bridge=bridge) as this:
         yield this
 
 
+@IN_BOTH
 def test_every_process_can_be_killed_in_turn(fleet: Fleet) -> None:
     """Each is restarted while the others run on under load."""
     for name in ("connector", "site-broker", "cloud-broker", "cloud", "pc-1"):
@@ -39,8 +41,6 @@ def test_everything_can_be_killed_at_once(fleet: Fleet) -> None:
 def test_a_hub_measures_on_while_everything_else_is_away(fleet: Fleet) -> None:
     fleet.kill("cloud-broker", "cloud", "site-broker", "connector")
     written = fleet.status("pc-1")["outbox"]["points_written"]  # type: ignore[index]
-    from tests.fleet import until
-
     until("it measures on", lambda: fleet.status("pc-1")["outbox"]["points_written"] > written + 100)  # type: ignore[index]
     assert fleet.path("pc-1") == "none"
     fleet.start("cloud-broker", "cloud", "site-broker", "connector")

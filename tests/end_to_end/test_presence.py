@@ -22,6 +22,7 @@ from broker.messages import HubState, encode, encode_envelope
 from broker.tls import client_context
 from broker.topics import Topic
 from config.principal import server_name
+from tests.end_to_end.conftest import IN_BOTH
 from tests.fleet import QUICK, Fleet, Follower, until
 from tests.sessions import identity_of, is_a, opened
 
@@ -76,9 +77,9 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def scene(tmp_path_factory: pytest.TempPathFactory, bridge: str) -> Iterator[Scene]:
     environ = {**QUICK, "HUBLINE_PRESENCE__GRACE_S": f"{GRACE_S:g}", "HUBLINE_PRIVILEGES__ROAM": "true"}
-    fleet = Fleet(tmp_path_factory.mktemp("presence"), f"t{token_hex(4)}", hubs=2, environ=environ)
+    fleet = Fleet(tmp_path_factory.mktemp("presence"), f"t{token_hex(4)}", hubs=2, environ=environ, bridge=bridge)
     for name in ("twin", "stolen", "spare", "early"):
         fleet.add_hub(name)
     fleet.add_hub("poller", POLLING)
@@ -154,6 +155,7 @@ def test_a_hub_roams_and_comes_back(scene: Scene) -> None:
     assert [connection for connection, _ in story.told] == ["roaming", "online"]
 
 
+@IN_BOTH
 def test_hubs_behind_a_dead_connector_are_cut_off_and_expected_directly(scene: Scene) -> None:
     """They live, and will speak for themselves: nobody is "offline" for it."""
     fleet, stories = scene.fleet, [scene.of(hub) for hub in scene.fleet.hubs]
@@ -242,6 +244,7 @@ def _answers(fleet: Fleet) -> bool:
 # --- Who may not, and who never came -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("bridge", ["own"], indirect=True)  # Mosquitto lets an open session be, mute.
 def test_a_revoked_hub_is_rejected_and_said_to_be(scene: Scene) -> None:
     """A stolen laptop: it is thrown out although it is connected, and the list says so instead of "lost contact"."""
     fleet, story = scene.fleet, scene.of("stolen")

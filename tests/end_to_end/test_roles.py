@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -18,8 +19,8 @@ from tests.network import requires_root
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, unique_name: str) -> Iterator[Fleet]:
-    with running_fleet(tmp_path, unique_name, hubs=1) as this:
+def fleet(tmp_path: Path, unique_name: str, bridge: str) -> Iterator[Fleet]:
+    with running_fleet(tmp_path, unique_name, hubs=1, bridge=bridge) as this:
         yield this
 
 
@@ -82,9 +83,12 @@ def test_a_locked_database_stops_acknowledgements_and_loses_nothing(fleet: Fleet
 
 
 @requires_root
-def test_a_full_disk_at_the_hub_is_told_as_a_gap_and_mends_itself(tmp_path: Path, unique_name: str) -> None:
+def test_a_full_disk_at_the_hub_is_told_as_a_gap_and_mends_itself(
+    tmp_path: Path, unique_name: str, bridge: str
+) -> None:
     """By the real process on a real full disk, and with everything away: the worst moment."""
-    fleet = Fleet(tmp_path, unique_name, hubs=1, environ={"HUBLINE_SENSORS__COUNTER__RATE_HZ": "1000"})
+    fast = {"HUBLINE_SENSORS__COUNTER__RATE_HZ": "1000"}
+    fleet = Fleet(tmp_path, unique_name, hubs=1, environ=fast, bridge=bridge)
     data = fleet.bundle("hub", "pc-1") / "data"
     data.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(data)], check=True)
@@ -204,6 +208,7 @@ def test_a_restarted_hub_needs_no_search(fleet: Fleet) -> None:
     assert fleet.path("pc-1") == "connector"
 
 
+@pytest.mark.parametrize("bridge", ["own"], indirect=True)  # An engine says it in its own words.
 def test_two_roles_on_one_port_give_one_line(fleet: Fleet) -> None:
     environ = fleet.roles["site-broker"][2]
     done = subprocess.run(
@@ -230,3 +235,23 @@ def test_the_demo_ends_by_itself_with_a_clean_audit(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 lost, 0 doubled" in done.stdout
     assert done.stdout.count("through berlin-1") >= 2
+
+
+def test_the_demo_leaves_nothing_behind_however_often_it_is_interrupted(tmp_path: Path) -> None:
+    """A person who has no patience presses Ctrl-C again, while roles are being stopped."""
+    ours = tmp_path / "demo"
+    command = [*HUBLINE, "demo", "--hubs", "1", "--dir", str(ours)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        until("the hub is started", (ours / "logs" / "hub-1.log").exists)
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
+    finally:
+        process.kill()
+    said = process.communicate()[0]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    running = [str(each.info["cmdline"]) for each in psutil.process_iter(["cmdline"])]
+    assert [each for each in running if str(ours) in each] == []

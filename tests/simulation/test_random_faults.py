@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
-from tests.world import HOUR_S, World, site
-from tests.world_faults import Faults
+from tests.world import World, site
+from tests.world_bridge import bridged_site
+from tests.world_faults import suffer
 from tests.world_outbox import quick_folder
 
 SOAK_HOURS_DEFAULT = 4.0
 SEEDS = range(1, 21)
 
 
-def _history(seed: int, folder: Path | None, hours: float = 2.0) -> World:
-    """Let one world suffer; then mend it, drain it and audit it. Its size follows from the seed."""
-    world = site(hubs=2 + seed % 3, connectors=1 + seed % 2, seed=seed, folder=folder, interval_s=30.0, late_states=0.2)
-    faults = Faults(world)
-    try:
-        world.run(hours * HOUR_S)
-        faults.stop()
-        world.settle()
-    except AssertionError:
-        print("\n".join(faults.done))
-        raise
-    finally:
-        world.close()
-    return world
+def _history(seed: int, folder: Path | None, hours: float = 2.0, make: Callable[..., World] = site) -> World:
+    """Let one world suffer; its size follows from the seed."""
+    return suffer(
+        make(hubs=2 + seed % 3, connectors=1 + seed % 2, seed=seed, folder=folder, interval_s=30.0, late_states=0.2),
+        hours,
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -43,9 +37,9 @@ def test_nothing_is_lost_or_doubled_and_every_rule_holds(seed: int) -> None:
 
 
 def _fresh(seed: int) -> None:
-    """Six hours of one seed; which kind of outbox it has follows from the seed, too."""
+    """Six hours of one seed; which kind of outbox it has, and who bridges, follow from the seed, too."""
     with quick_folder() as folder:
-        _history(seed, folder if seed % 2 else None, hours=6.0)
+        _history(seed, folder if seed % 2 else None, hours=6.0, make=bridged_site if seed % 3 == 0 else site)
 
 
 def test_one_seed_is_one_history() -> None:
