@@ -7,7 +7,7 @@ may have missed because of us. A hub that was not in contact stays that way unti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from broker.control import Connection
 from cloud.presence_facts import (
@@ -55,6 +55,9 @@ class Terms:
             roaming_ms=int(settings.roaming_after_days * DAY_MS),
             skew_max_ms=settings.skew_max_s * 1000,
         )
+
+
+_REVOKED_SILENT_MS: Final = int(limits.REVOKED_SILENT_S * 1000)
 
 
 class Verdict(NamedTuple):
@@ -128,6 +131,8 @@ def _contact(record: Record, life: Life | None, at_ms: int, grace_until_ms: floa
         return _Contact("path", PATH_DOWN, expected_ms)
     if (due_ms := _heartbeat_due_ms(record)) is not None and lapsed(due_ms, record.word_ms or 0):
         return _Contact("out", MISSED)
+    if (due_ms := _mute_from_ms(record)) is not None and lapsed(due_ms, due_ms - _REVOKED_SILENT_MS):
+        return _Contact("out", LOST)
     return _Contact("in", STARTED if life.started else CONNECTED)
 
 
@@ -173,6 +178,11 @@ def _heartbeat_due_ms(record: Record) -> int | None:
     return record.word_ms + _offline_after_ms(record)
 
 
+def _mute_from_ms(record: Record) -> int | None:
+    """Return when a revoked hub counts as gone: not every engine ends its session, and none delivers its last will."""
+    return None if record.revoked_ms is None else max(record.revoked_ms, record.word_ms or 0) + _REVOKED_SILENT_MS
+
+
 # --- When ------------------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +198,7 @@ def next_change_ms(
     else:
         gone_ms = terms.direct_ms + terms.direct_grace_ms
         dues += [None if record.fell_ms is None else record.fell_ms + gone_ms, _heartbeat_due_ms(record)]
-        dues.append(None if record.fell_ms is None else record.fell_shown_ms)
+        dues += [None if record.fell_ms is None else record.fell_shown_ms, _mute_from_ms(record)]
     return min((due for due in dues if due is not None and at_ms < due < float("inf")), default=None)
 
 

@@ -521,6 +521,15 @@ def test_revoked_or_expired_hub_that_is_offline_says_so() -> None:
     assert play.shown() == play.shown("pc-2") == LOST
 
 
+def test_revoked_hub_that_falls_silent_is_gone_though_no_will_tells() -> None:
+    """Some engines leave its session open, mute, and never deliver its last will: it would be online for ever."""
+    play = Play().born(1).run(60)
+    play.feed(roster(("pc-1", T0, 365)))
+    assert play.shown() == ONLINE
+    play.run(limits.REVOKED_SILENT_S)
+    assert play.shown() == ("offline", "rejected: revoked")
+
+
 def test_pause_is_shown_until_it_is_over() -> None:
     """Nobody is to look for a machine that is being rebuilt."""
     play = Play().connector(1).born(1).run(60)
