@@ -19,6 +19,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Engine,
     Select,
     Table,
     Text,
@@ -87,9 +88,14 @@ def copy_database(file: Path, fleet: str, url: str, seen: Seen) -> dict[str, int
     """
     if not file.is_file():
         raise SettingsError("there is no such database to copy", file=file)
-    target, place = engine(url, statement_timeout_s=0), place_of(url)
+    target, place = _engine_of(url), place_of(url)
     try:
-        with _opened(file, fleet) as source, _translated(place), target.connect() as connection, connection.begin():
+        with (
+            _opened(file, fleet) as source,
+            _translated(place, file),
+            target.connect() as connection,
+            connection.begin(),
+        ):
             return _copied(source, connection, place, fleet, seen)
     except (sqlite3.Error, OSError) as exc:
         raise storage_error(file, exc) from exc
@@ -147,6 +153,13 @@ def _opened(file: Path, fleet: str) -> Iterator[Connection]:
 
 
 # --- The target ------------------------------------------------------------------------------------------------------
+
+
+def _engine_of(url: str) -> Engine:
+    try:
+        return engine(url, statement_timeout_s=0)
+    except SettingsError as exc:  # It is not the database of the settings.
+        raise SettingsError(exc.problem, key="--to", value=exc.value) from exc
 
 
 def _copied(source: Connection, target: Connection, place: str, fleet: str, seen: Seen) -> dict[str, int]:
@@ -238,10 +251,12 @@ def _set_next_number(source: Connection, target: Connection, table: Table) -> No
 
 
 @contextmanager
-def _translated(place: str) -> Iterator[None]:
+def _translated(place: str, file: Path) -> Iterator[None]:
     from cloud.postgres_driver import Error
 
     try:
         yield
     except (DBAPIError, Error) as exc:
+        if isinstance(exc, DBAPIError) and isinstance(exc.orig, sqlite3.Error):
+            raise storage_error(file, exc) from exc
         raise mended(place, exc) from exc

@@ -96,6 +96,7 @@ class Database:
         self._totals: Totals | None = None
         self._failing_since: float | None = None
         self._failures = 0
+        self._keeping_since: float | None = None
         self.state = WORKS
         """`WORKS`, or why the last attempt to write has failed."""
 
@@ -141,10 +142,20 @@ class Database:
     async def prune(self, retention: Retention) -> int:
         """Delete some of what is too old and return how many rows; 0 also if the database refuses for now."""
         try:
-            return await self._in_thread(lambda: self._store.prune(retention, unix_ms()))
+            deleted = await self._in_thread(lambda: self._store.prune(retention, unix_ms()))
         except (StorageError, SettingsError) as exc:
-            _log.debug("retention_failed", reason=str(exc))
+            if self._keeping_since is None:
+                self._keeping_since = monotonic_s()
+                _log.warning(
+                    "retention_failed", reason=str(exc), consequence="what is too old stays, and the disk fills"
+                )
+            else:
+                _log.debug("retention_failed", reason=str(exc))
             return 0
+        if self._keeping_since is not None:
+            _log.info("retention_recovered", failed_s=round(monotonic_s() - self._keeping_since, 1))
+            self._keeping_since = None
+        return deleted
 
     async def newest(self, take: Callable[[tuple[NewestValue, ...]], None]) -> None:
         """Read the newest value of every sensor and hand them over page by page."""

@@ -35,11 +35,15 @@ class Dedicated:
             reason = failure.problem if isinstance(failure, SettingsError) else failure.reason
             raise StorageError(place_of(url), reason) from exc
         idle_s, interval_s, count = limits.LEAD_PROBES_S
-        await this.ask(
-            "SELECT set_config('tcp_keepalives_idle', $1, false), set_config('tcp_keepalives_interval', $2, false),"
-            " set_config('tcp_keepalives_count', $3, false), set_config('idle_session_timeout', '0', false)",
-            *(str(idle_s), str(interval_s), str(count)),
-        )
+        try:
+            await this.ask(
+                "SELECT set_config('tcp_keepalives_idle', $1, false), set_config('tcp_keepalives_interval', $2, false),"
+                " set_config('tcp_keepalives_count', $3, false), set_config('idle_session_timeout', '0', false)",
+                *(str(idle_s), str(interval_s), str(count)),
+            )
+        except BaseException:
+            this.abort()  # Nobody else knows of it.
+            raise
         return this
 
     async def ask(self, sql: str, *parameters: object) -> Any:

@@ -23,6 +23,9 @@ from config.settings import CloudSettings
 
 _log: Final = log.get(__name__)
 
+_NO_MQTT5: Final = "unsupported protocol version"
+"""What a broker without MQTT 5 says to it (MQTT 5.0, table 3-1: code 0x84)."""
+
 
 class MqttIntake:
     """An `Intake` of these topic filters, each with its QoS. It needs no receipts: hubs repeat what is lost here.
@@ -122,9 +125,15 @@ class MqttIntake:
                 self._on_opened()
             case client.Refused(reason) | client.Lost(reason, _):
                 if not ended.done():
-                    ended.set_result(reason)
+                    ended.set_result(self._mended(reason))
             case client.Closed():
                 pass  # Only when we stop.
+
+    def _mended(self, reason: str) -> str:
+        """Return a reason, with what a person must change if the broker is none for what is asked of it."""
+        if self._mqtt5 and _NO_MQTT5 in reason.lower():
+            return f'{reason}; intake = "shared" needs a broker with MQTT 5, as Mosquitto or EMQX'
+        return reason
 
     def _on_opened(self) -> None:
         assert self._session is not None

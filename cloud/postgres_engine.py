@@ -5,6 +5,8 @@ A password is never part of a message.
 
 from __future__ import annotations
 
+import os
+import re
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +29,9 @@ _MISSING: Final = "needs asyncpg, which is not installed: pip install 'hubline[p
 _DRIVERS: Final = ("postgresql", "postgresql+asyncpg")
 _QUERY: Final = frozenset({"ssl", "sslmode", "host"})
 
+_ERRNO: Final = re.compile(r"\[Errno -?\d+\] ")
+_NO_URL: Final = "is no URL: a special character in a password is written like %40"
+
 READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 WRITE: Final = "BEGIN"
 
@@ -47,9 +52,12 @@ def is_postgres(url: str) -> bool:
 def place_of(url: str) -> str:
     """Return a database's URL as it may be shown."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
         return url.partition(":")[0] + "://…"
+    if "@" in (parsed.host or ""):  # What follows the first @ of a password.
+        return f"{parsed.drivername}://…"
+    return parsed.render_as_string(hide_password=True)
 
 
 def engine(
@@ -83,7 +91,9 @@ def checked(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as exc:
-        raise SettingsError("is no URL: a special character in a password is written like %40", key=_KEY) from exc
+        raise SettingsError(_NO_URL, key=_KEY) from exc
+    if "@" in (parsed.host or ""):
+        raise SettingsError(_NO_URL, key=_KEY, value=place_of(url))
     if parsed.drivername not in _DRIVERS:
         problem = 'must be a URL like "postgresql+asyncpg://user:password@host/name"'
         raise SettingsError(problem, key=_KEY, value=place_of(url))
@@ -96,7 +106,7 @@ def checked(url: str) -> URL:
 
 
 async def connect(url: str, statement_timeout_s: float = limits.POSTGRES_STATEMENT_TIMEOUT_S) -> asyncpg.Connection:
-    """Connect with asyncpg alone, in the running event loop. Raises what asyncpg raises."""
+    """Connect with asyncpg alone, in the running event loop. Raises SettingsError, or what asyncpg raises."""
     import asyncpg
 
     parsed = checked(url)
@@ -123,10 +133,17 @@ async def connect(url: str, statement_timeout_s: float = limits.POSTGRES_STATEME
             **{name: str(int(seconds * 1000)) for name, seconds in milliseconds.items()},
         },
     )
-    # What is acknowledged must survive a power cut, whatever the server's default is.
-    await connection.execute(
-        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-    )
+    try:
+        if (found := connection.get_server_version().major) < limits.POSTGRES_VERSION_MIN:
+            problem = f"is PostgreSQL {found}: Hubline needs {limits.POSTGRES_VERSION_MIN} or newer"
+            raise SettingsError(problem, file=place_of(url))
+        # What is acknowledged must survive a power cut, whatever the server's default is.
+        await connection.execute(
+            "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+        )
+    except BaseException:
+        connection.terminate()  # Nobody else knows of it.
+        raise
     return connection
 
 
@@ -136,4 +153,16 @@ def mended(place: str, exc: Exception) -> SettingsError | StorageError:
     problem = _REFUSED.get(str(getattr(cause, "sqlstate", None)))
     if problem is not None:
         return SettingsError(problem, file=place)
+    origin = cause.__cause__ if isinstance(cause.__cause__, OSError) else cause
+    if isinstance(origin, OSError) and not isinstance(origin, TimeoutError):
+        return StorageError(place, f"the server can't be reached: {_of_network(origin)}")
     return StorageError(place, " ".join(str(cause).split()))
+
+
+def _of_network(exc: OSError) -> str:
+    """Return why a server can't be reached, as a person says it."""
+    if isinstance(exc, ConnectionError) and exc.errno is None and "connection_lost" in str(exc):
+        return "what is there ended the connection at once; is it a PostgreSQL?"  # asyncpg names its own method.
+    if exc.errno is not None and exc.errno > 0:
+        return os.strerror(exc.errno).lower()
+    return _ERRNO.sub("", " ".join(str(exc).split())) or type(exc).__name__

@@ -13,13 +13,14 @@ from sqlalchemy.engine import RootTransaction
 from sqlalchemy.exc import DBAPIError
 
 from broker.clock import unix_ms
+from broker.runner import monotonic_s
 from cloud.batch import Batch, Outcome
 from cloud.notices import CHANNEL
 from cloud.partitions import ensure_partitions
 from cloud.payloads import PayloadCodec
 from cloud.postgres_driver import Driver, Error, OperationalError, driver
 from cloud.postgres_engine import engine, mended, place_of
-from cloud.postgres_retention import drop_oldest_week
+from cloud.postgres_retention import OldWeeks
 from cloud.postgres_writing import PostgresWriting, UnknownHubsError, add_hubs
 from cloud.retention import prune
 from cloud.schema import prepare
@@ -110,6 +111,7 @@ class PostgresStore:
         self._link: Final = Link(url, begin=self._prepare)
         self._fleet: Final = fleet
         self._codec: Final = PayloadCodec()
+        self._old_weeks: Final = OldWeeks()
 
     @property
     def place(self) -> str:
@@ -149,11 +151,20 @@ class PostgresStore:
     def prune(self, retention: Retention, now_ms: int) -> int:
         """Delete some of what is too old and return how many rows; 0 when nothing is left to do. Raises StorageError."""
         with self._link.transaction() as connection:
+            deleted = prune(connection, retention, now_ms)
+        if deleted >= limits.RETENTION_BATCH:
+            return deleted  # More of it is waiting: a week that can't come or go yet must not be in the way.
+        with self._link.transaction() as connection:
             ensure_partitions(connection, now_ms)
-        with self._link.transaction() as connection:
-            dropped = drop_oldest_week(connection, retention, now_ms)
-        with self._link.transaction() as connection:
-            return dropped + prune(connection, retention, now_ms)
+        until_at = monotonic_s() + limits.RETENTION_WEEKS_S
+        while True:
+            with self._link.transaction() as connection:
+                some = self._old_weeks.step(connection, retention, now_ms)
+            if some is None:
+                return deleted
+            deleted += some
+            if monotonic_s() >= until_at:
+                return max(1, deleted)  # There is more to do.
 
     def reader(self) -> PostgresReader:
         """Return a read side of the same database."""

@@ -131,6 +131,7 @@ class Service:
             await lead.close()
             if not self._stopping:
                 await self._database.close()
+            self._stopping = True
             status.write()
 
     async def _run(self, stop: asyncio.Event, status: StatusFile) -> None:
@@ -328,5 +329,5 @@ class Service:
             case "operations":
                 assert self._lead is not None
                 assert self._following is not None
-                state = "active" if self._lead.active else "standby"
+                state = "stopped" if self._stopping else "active" if self._lead.active else "standby"
                 return {"only": "operations", "state": state, "follows_workers": self._following.listening}

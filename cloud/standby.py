@@ -1,6 +1,9 @@
 """One process of a fleet is active: it holds a lock of the database; the others stand by, and one takes over when it is free.
 
-The lock belongs to a connection. Who loses that must stop acting at once, since the next one is active already.
+The lock belongs to a connection. Who loses that stops acting when it is told so, or LEAD_CHECK_S + LEAD_ANSWER_S later if the
+network has swallowed that; only where the server let go at once (a session ended by its administrator, a replica promoted
+meanwhile) another one may be active for so long. It does no lasting harm: both write in transactions of one database, hubs run
+a task once by its id and take settings by their version. What comes and goes may be logged twice, an older newest value told.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Says what is wrong with the files that settings name: certificate, key, authorities and revocation list of one role.
 
-Also what is doubtful in the settings themselves.
+Also what is doubtful in the settings themselves, and what an engine needs.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 
 from cryptography import x509
 
-from config import limits, pki, remote
+from config import limits, members, pki, remote
 from config.errors import RefusedError, SettingsError
 from config.principal import Role, principal_of
-from config.settings import BrokerSettings, HubMode, HubSettings, Identity, Settings
+from config.settings import BrokerSettings, CloudProcess, CloudSettings, HubMode, HubSettings, Identity, Settings
 
 _CRL: Final = re.compile(b"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 _CLOCK: Final = "check this machine's clock"
@@ -54,9 +54,62 @@ def findings(settings: Settings, role: Role) -> list[Finding]:
                 found += _of_dates(issuer, identity.ca, "a second authority")
     if isinstance(settings, BrokerSettings) and settings.broker.crl is not None:
         found += _of_revocation_lists(settings.broker.crl, authorities, leaves)
+    if isinstance(settings, BrokerSettings) and settings.broker.engine in ("mosquitto", "nats"):
+        found += _of_engine(settings)
+    if isinstance(settings, CloudSettings):
+        found += _of_intake(settings.cloud)
     if isinstance(settings, HubSettings):
         found += _of_mode(settings.mode)
     return found
+
+
+def _of_engine(settings: BrokerSettings) -> list[Finding]:
+    """Return what an engine that exists lacks to be run."""
+    own, found = settings.broker, list[Finding]()
+    if own.members is None:
+        found.append(
+            Finding(None, f"broker.members: is needed by {own.engine}: name members.json, which is in the bundle")
+        )
+    else:
+        try:
+            listed = members.read(own.members)
+        except SettingsError as exc:
+            found.append(Finding(None, str(exc)))
+        else:
+            if listed.fleet != settings.identity.fleet:
+                found.append(Finding(own.members, f"lists the members of another fleet, {listed.fleet}"))
+    if own.program is not None and not os.access(own.program, os.X_OK):
+        found.append(Finding(None, f"broker.program = {str(own.program)!r}: is no program that can be started"))
+    return found + (_of_node(settings) if own.engine == "nats" else [])
+
+
+def _of_node(settings: BrokerSettings) -> list[Finding]:
+    node, found = settings.nats, list[Finding]()
+    if len(settings.broker.listen) != 1:
+        found.append(Finding(None, f"broker.listen = {settings.broker.listen}: nats-server serves MQTT at one address"))
+    if node.cluster_listen is None:
+        if node.replicas > 1:
+            problem = "needs a cluster of as many nodes: set nats.cluster_listen and nats.routes"
+            found.append(Finding(None, f"nats.replicas = {node.replicas}: {problem}"))
+        return found
+    paths = {"ca": node.cluster_ca, "cert": node.cluster_cert, "key": node.cluster_key}
+    for name, path in paths.items():
+        if path is None:
+            found.append(
+                Finding(None, f"nats.cluster_{name}: is needed by a node: name cluster-{name}.pem of the bundle")
+            )
+        else:
+            _content(path, found)
+    return found
+
+
+def _of_intake(process: CloudProcess) -> list[Finding]:
+    if process.intake != "jetstream" or process.nats:
+        return []
+    problem = (
+        'cloud.nats: names no node of the NATS cluster, so that intake = "jetstream" can do --only operations alone'
+    )
+    return [Finding(None, problem, fatal=False)]
 
 
 def _of_mode(mode: HubMode) -> list[Finding]:

@@ -49,11 +49,11 @@ def show(file: Path, role: Role | None, as_json: bool) -> None:
         click.echo(f"{text:<{width}}  # {origin}")
 
 
-@config.command()
+@config.command(short_help="Say what is wrong with a settings file.")
 @_FILE
 @_ROLE
 def check(file: Path, role: Role | None) -> None:
-    """Say what is wrong with a settings file, and with the certificates that it names."""
+    """Say what is wrong with a settings file, with the certificates that it names, and with what an engine needs."""
     from config.check import findings
 
     whose = settings.role_of(file, role)

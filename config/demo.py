@@ -77,10 +77,10 @@ def demo(
 ) -> None:
     """Run cloud broker, cloud, site broker, connector and hubs on this machine, watch them, and audit them at the end.
 
-    The exit status is 1 if a message was lost or stored twice.
+    The exit status is 1 if a message was lost or stored twice, or if nothing of a hub has been stored.
     """
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-    with _folder(directory) as place, _interruptible():
+    with _interruptible(), _folder(directory) as place:
         # Every two seconds instead of every ten: there is something to see.
         environ = {f"HUBLINE_SENSORS__{name}__INTERVAL_S": "2" for name in ("CPU", "MEMORY", "LOAD", "NETWORK", "DISK")}
         if script == "outage":
@@ -102,8 +102,9 @@ def demo(
                 console.print("Stopping.")
             verdicts = _audit(fleet)
         finally:
+            _be_deaf()
             fleet.stop_all()
-    _tell(console, verdicts)
+    tell(console, verdicts)
     sys.exit(not is_clean(verdicts, hubs))
 
 
@@ -216,7 +217,8 @@ def _audit(fleet: DemoFleet) -> list[Verdict]:
     return [judge(status, audits) for status in statuses]
 
 
-def _tell(console: Console, verdicts: list[Verdict]) -> None:
+def tell(console: Console, verdicts: list[Verdict]) -> None:
+    """Print the audit, and what of it is not as it should be."""
     table = Table(title="Audit, in points", title_justify="left")
     for column in ("hub", "wrote", "in the database", "waiting in the hub", "lost", "doubled", "repeats refused"):
         table.add_column(column, justify="left" if column == "hub" else "right")
@@ -226,6 +228,8 @@ def _tell(console: Console, verdicts: list[Verdict]) -> None:
     console.print(table)
     lost, doubled = sum(verdict.lost for verdict in verdicts), sum(verdict.doubled for verdict in verdicts)
     console.print(f"[bold {'red' if lost or doubled else 'green'}]{lost} lost, {doubled} doubled[/]")
+    if silent := [verdict.hub for verdict in verdicts if not verdict.stored]:
+        console.print(f"[bold red]Nothing of {', '.join(silent)} had come to the database yet: let it run longer.[/]")
 
 
 def _table(fleet: DemoFleet, caption: str) -> Table:
@@ -293,3 +297,9 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _be_deaf() -> None:
+    """Hear no second Ctrl-C, for good: who asks twice would leave processes behind, and stopping them is bounded."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -113,10 +113,10 @@ class Landscape:
         broker = {"amqtt": "cloud broker", "mosquitto": "Mosquitto", "nats": f"{NODES} NATS nodes"}[self.engine]
         divided = len(self.services()) > 1
         service = f"{WORKERS} ingest workers and operations" if divided else "cloud"
-        database = "PostgreSQL" if self.database == "postgresql" else "database"
+        database = "PostgreSQL, all but that" if self.database == "postgresql" else "database, all"
         return (
-            f"One site, [bold]{site}[/]: {hubs} hubs → {at_site} → {bridge} → {broker} → {service} → {database},"
-            " all over mutual TLS."
+            f"One site, [bold]{site}[/]: {hubs} hubs → {at_site} → {bridge} → {broker} → {service} → {database}"
+            " over mutual TLS."
         )
 
     def _node(self, position: int) -> dict[str, str]:

@@ -36,7 +36,7 @@ Shapes: TypeAlias = "Mapping[Role, type[Struct]]"
 S = TypeVar("S", bound=Struct)
 
 _SQLITE_FILE: Final = re.compile(r"(sqlite(?:\+[a-z0-9]+)?:///)([^?]+)(.*)", re.DOTALL)
-_PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^@]*(?=@)")
+_PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):.*(?=@)")
 
 
 @dataclass(frozen=True, slots=True)

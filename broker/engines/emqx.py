@@ -25,7 +25,7 @@ ACL: Final = "acl.conf"
 _HEAD: Final = """# Written by Hubline from broker.toml and members.json, for EMQX 5.1.1 or newer. No test of Hubline runs EMQX:
 # try it with a hub of your own before you rely on it.
 #
-# - Add this to EMQX's own configuration (include "emqx.conf"), and write both files anew after `hubline provision`.
+# - Include this in EMQX's own configuration by its whole path, and write both files anew after `hubline provision`.
 # - EMQX knows no file of revoked certificates. A revoked member still connects, and may do nothing, once these files
 #   are written anew and read (`emqx ctl conf reload`). A certificate that was renewed because its key was stolen stays
 #   good: ban it in EMQX, or give the machine another name.
@@ -33,13 +33,14 @@ _HEAD: Final = """# Written by Hubline from broker.toml and members.json, for EM
 """
 
 _CLIENT_IDS: Final = """
-# Client ids as the contract has them, <name> or <name>.<suffix>. Editions that don't know "cinfo" refuse this section:
-# leave it out there; Hubline's own client ids end in what nobody can guess.
+# Client ids as the contract has them, the name alone or with a suffix. Editions that don't know "cinfo" refuse this section:
+# leave it out there: Hubline's own client ids end in what nobody can guess.
 authentication = [
   {
     mechanism = cinfo
     checks = [
       {is_match = "str_eq(clientid, cert_common_name)", result = allow}
+      {is_match = "str_eq(nth(1, tokens(clientid, '_')), cert_common_name)", result = allow}
       {is_match = "str_eq(nth(1, tokens(clientid, '.')), cert_common_name)", result = allow}
       {is_match = "true", result = deny}
     ]

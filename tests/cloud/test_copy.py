@@ -6,6 +6,7 @@ import re
 import signal
 import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -307,9 +308,22 @@ def test_what_cannot_be_copied_is_named(file: Path, tmp_path: Path, postgres: Po
     assert "run `hubline cloud migrate -c" in error_of(copy(older, postgres.url))
     assert "no such database to copy" in error_of(copy(tmp_path / "none.db", postgres.url))
     assert "there is no such database on the server" in error_of(copy(file, postgres.url + "x"))
-    assert "must be a URL like" in error_of(copy(file, "sqlite:///other.db"))
+    assert "--to = 'sqlite:///other.db': must be a URL like" in error_of(copy(file, "sqlite:///other.db"))
     in_postgres(postgres, lambda connection: connection.exec_driver_sql("CREATE TABLE mine (x int)"))
     assert "not one of Hubline's cloud" in error_of(copy(file, postgres.url))
+
+
+def test_damaged_file_is_named_and_not_the_new_database(file: Path, postgres: Postgres) -> None:  # noqa: F811
+    """Whoever reads the line must look for the damage where it is."""
+    page, content = 4096, bytearray(file.read_bytes())
+    with closing(sqlite3.connect(file)) as connection:
+        [(root,)] = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'messages'")
+    content[(root - 1) * page : root * page] = b"\xff" * page
+    file.write_bytes(content)
+    said = error_of(copy(file, postgres.url))
+    assert str(file) in said
+    assert "malformed" in said
+    assert "postgresql" not in said
 
 
 # --- NUL -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -9,10 +11,12 @@ import pytest
 from broker.topics import Topic
 from cloud.batch import Outcome
 from cloud.ingest import Arrived, Connected, GiveBack, Ingest, NewestRead, Settle, Stopping, Store, Stored, StoreFailed
-from cloud.intake import check
+from cloud.intake import check, up_intake
 from config import limits
 from config.errors import SettingsError
 from config.settings import CloudProcess, CloudSettings, Identity
+from tests.broker.certificates import FleetFiles
+from tests.broker.raw_mqtt import serving, until
 from tests.cloud.wire import FLEET, T0, one, topic
 
 
@@ -134,3 +138,23 @@ def test_a_part_that_can_not_work_says_why(tmp_path, process: CloudProcess, part
     assert raised.value.key == key
     if key == "cloud.database":
         assert "needs PostgreSQL: several processes can't share an SQLite file" in str(raised.value)
+
+
+def test_a_shared_intake_says_which_brokers_can_serve_it(tmp_path: Path) -> None:
+    """`intake = "shared"` stays in cloud.toml when the broker is exchanged for one without MQTT 5."""
+
+    async def story() -> str | None:
+        fleet = FleetFiles(tmp_path / FLEET)
+        async with serving(fleet.broker_settings("-")) as server:
+            [endpoint] = server.listen
+            process = CloudProcess(broker=endpoint, intake="shared")
+            intake = up_intake(CloudSettings(fleet.identity("cloud", "cloud", "-"), process), lambda event: None)
+            running = asyncio.create_task(intake.run())
+            await until(lambda: intake.reason is not None)
+            running.cancel()
+            await intake.close()
+            return intake.reason
+
+    reason = asyncio.run(story())
+    assert reason is not None
+    assert 'intake = "shared" needs a broker with MQTT 5' in reason

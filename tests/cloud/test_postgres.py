@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, text
+from structlog.testing import capture_logs
 
 from broker.control import LogRecord, Logs
 from broker.messages import ConnectorState, HubState, Value
@@ -20,12 +24,14 @@ from cloud.api_queries import AuditFilter, HubFilter, LineFilter, LogFilter, Win
 from cloud.batch import Batch, ConnectorStateSeen, HubStateSeen, Outcome, RefusedMessage
 from cloud.database import WORKS, Database, open_archive, open_database
 from cloud.log_records import apply_logs
-from cloud.partitions import WEEK_MS, ensure_weeks, partitions
+from cloud.partitions import WEEK_MS, ensure_partitions, ensure_weeks, partition_name, partitions
 from cloud.postgres_store import PostgresStore
 from cloud.queries import Archive
 from cloud.states import add_hub
 from cloud.store import Store
 from cloud.task_standing import TaskOrder
+from cloud.upgrading import migrate
+from config import limits
 from config.errors import SettingsError, StorageError
 from config.settings import Retention
 from tests.cloud.postgres_writer import BATCH, HUBS
@@ -236,6 +242,7 @@ def test_closing_does_not_wait_for_a_lock_that_somebody_holds(prepared_postgres:
         (("/NAME", "/NAME?sslrootcert=x"), "has an unknown part sslrootcert"),
         (("/NAME", ""), "must name the database"),
         (("postgresql+asyncpg", "postgresql+psycopg"), "must be a URL like"),
+        (("p%40ss", "a@p%40ss"), "a special character in a password is written like %40"),
     ],
 )
 def test_database_that_cannot_be_used_is_named_without_its_password(
@@ -257,6 +264,40 @@ def test_database_that_cannot_be_used_is_named_without_its_password(
         asyncio.run(story())
     assert "p%40ss" not in str(caught.value)
     assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("127.0.0.1:1", "the server can't be reached: connection refused"),
+        ("localhost:1", "the server can't be reached: connection refused"),
+        ("nowhere.invalid:1", "the server can't be reached: "),
+    ],
+)
+def test_server_that_is_not_there_is_named_as_a_person_says_it(where: str, said: str) -> None:
+    """It is the first line that an operator sees of a wrong address, and what status.json says during an outage."""
+    url = f"postgresql+asyncpg://hubline:secret@{where}/acme"
+    with pytest.raises(StorageError) as caught:
+        next(migrate(url, FLEET))
+    assert str(caught.value).startswith(f"postgresql+asyncpg://hubline:***@{where}/acme: {said}")
+    assert "Errno" not in str(caught.value)
+
+
+def test_server_that_is_too_old_is_refused(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Else an operator learns of it from the name of an unknown setting, again and again."""
+    monkeypatch.setattr(limits, "POSTGRES_VERSION_MIN", 99)
+    with pytest.raises(SettingsError, match=r"is PostgreSQL \d+: Hubline needs 99 or newer"):
+        next(migrate(postgres.url, FLEET))
+
+
+def test_what_is_no_postgresql_is_named_as_such() -> None:
+    """A wrong port leads to another program, which hangs up; asyncpg would name a method of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as other, ThreadPoolExecutor(1) as beside:
+        other.settimeout(10)
+        beside.submit(lambda: other.accept()[0].close())
+        url = f"postgresql+asyncpg://hubline:x@127.0.0.1:{other.getsockname()[1]}/acme"
+        with pytest.raises(StorageError, match=r"can't be reached: (what is there ended|connection reset)"):
+            next(migrate(url, FLEET))
 
 
 def test_database_of_another_fleet_or_program_is_refused(postgres: Postgres) -> None:  # noqa: F811
@@ -333,6 +374,135 @@ def test_old_weeks_are_dropped_as_a_whole_and_what_is_kept_longer_stays(
     archive.close()
     assert (audit.damaged, audit.missing) == (None, [])
     assert store.commit(batch(one(1))).duplicates == 1
+
+
+def an_old_week(store: PostgresStore) -> tuple[Retention, int]:
+    """Store 40 readings and three events in a week of many pages; return how long they are kept, and a time when it may go."""
+    store.open()
+    week = T0 // WEEK_MS
+    now_ms = (week + 1) * WEEK_MS + 30 * DAY_MS
+    store.change(lambda connection: ensure_weeks(connection, [week, week + 1]))
+    store.change(lambda connection: ensure_partitions(connection, now_ms))
+    part = text(f"ALTER TABLE {partition_name(week)} SET (fillfactor = 10)")
+    store.change(lambda connection: connection.execute(part))
+    events = [message(payload({"events": [{"event": "x"}]}, seq), kind="events") for seq in range(41, 44)]
+    store.commit(Batch((*(message(one(seq)) for seq in range(1, 41)), *events)))
+    return Retention(readings_days=30, events_days=400), now_ms
+
+
+def check_dropped(store: PostgresStore, database: Postgres) -> None:
+    """Check that the readings are gone and counted once, and the events there."""
+    assert {seq for *_, seq in content_of(database).messages} == {41, 42, 43}
+    assert database.query("SELECT pruned_messages, pruned_points FROM streams") == [(40, 40)]
+    assert database.query("SELECT relname FROM pg_class WHERE relname = $1", partition_name(T0 // WEEK_MS)) == []
+    archive = Archive(store.reader())
+    assert [audit.damaged for audit in archive.audit(verify=True)] == [None]
+    archive.close()
+
+
+def test_a_week_that_is_too_large_for_one_step_goes_in_many(
+    store: PostgresStore,
+    prepared_postgres: Postgres,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A large fleet's week is counted and moved piece by piece: one statement for all of it would never end in its time."""
+    kept, now_ms = an_old_week(store)
+    size = "SELECT pg_relation_size($1::text::regclass) / 8192"
+    [(pages,)] = prepared_postgres.query(size, partition_name(T0 // WEEK_MS))
+    monkeypatch.setattr(limits, "RETENTION_COUNT_PAGES", 1)
+    monkeypatch.setattr(limits, "RETENTION_WEEKS_S", 0.0)
+    monkeypatch.setattr(limits, "RETENTION_BATCH", 2)
+    steps = 0
+    while store.prune(kept, now_ms):
+        steps += 1
+    assert pages > 3
+    assert steps > pages
+    check_dropped(store, prepared_postgres)
+
+
+def test_a_week_whose_readings_went_row_by_row_is_not_counted_again(
+    store: PostgresStore,
+    prepared_postgres: Postgres,  # noqa: F811
+) -> None:
+    """Readings that are kept for days only don't wait for their week, and its table goes all the same."""
+    _, now_ms = an_old_week(store)
+    assert store.prune(Retention(readings_days=10, events_days=400), now_ms) == 40
+    check_dropped(store, prepared_postgres)
+
+
+def test_what_a_process_leaves_undone_of_an_old_week_the_next_one_finishes(
+    store: PostgresStore,
+    prepared_postgres: Postgres,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whenever it ends, nothing may be counted twice and nothing that is to be kept may stay out of reach."""
+    kept, now_ms = an_old_week(store)
+    monkeypatch.setattr(limits, "RETENTION_WEEKS_S", 0.0)
+    monkeypatch.setattr(limits, "RETENTION_BATCH", 2)
+    steps = 0
+    done = 1
+    while done:
+        other = PostgresStore(prepared_postgres.url, FLEET)
+        try:
+            # Two steps each: who begins counts anew, and then takes the week away.
+            done = other.prune(kept, now_ms)
+            other.prune(kept, now_ms)
+        finally:
+            other.close()
+        steps += 1
+    assert steps >= 2
+    check_dropped(store, prepared_postgres)
+
+
+def test_a_week_that_cannot_go_yet_holds_up_nothing_else(
+    store: PostgresStore,
+    prepared_postgres: Postgres,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody may read for hours: logs and rollups still leave, and the disk does not fill with them as well."""
+    kept, now_ms = an_old_week(store)
+    monkeypatch.setattr(limits, "POSTGRES_TABLE_LOCK_TIMEOUT_S", 0.1)
+    line = message(
+        payload({"boot": EPOCH, "records": [{"n": 1, "ts": T0, "level": "info", "event": "x"}]}, 44), kind="logs"
+    )
+    store.commit(Batch((line,)))
+    reader = store.reader()
+
+    def read(connection: Connection) -> None:
+        connection.execute(text("SELECT count(*) FROM messages"))
+        for _ in range(2):  # What was counted is not counted again.
+            with pytest.raises(StorageError, match="lock timeout"):
+                store.prune(kept, now_ms)
+
+    reader.read(read)
+    reader.close()
+    assert prepared_postgres.query("SELECT count(*) FROM messages WHERE kind = 'logs'") == [(0,)]
+    assert store.prune(kept, now_ms) == 0
+    assert prepared_postgres.query("SELECT count(*) FROM messages") == [(3,)]
+    assert prepared_postgres.query("SELECT pruned_messages, pruned_points FROM streams") == [(41, 40)]
+
+
+def test_a_retention_that_fails_is_told_once_and_its_recovery_too(postgres: Postgres) -> None:  # noqa: F811
+    """Else a disk fills in silence."""
+
+    async def story() -> None:
+        database = open_database(postgres.url, FLEET)
+        await database.open()
+        with capture_logs() as logs:
+            postgres.query("ALTER TABLE rollup_1h RENAME TO away")
+            assert [await database.prune(Retention()) for _ in range(2)] == [0, 0]
+            postgres.query("ALTER TABLE away RENAME TO rollup_1h")
+            assert [await database.prune(Retention()) for _ in range(2)] == [0, 0]
+        await database.close()
+        told = [(line["event"], line["log_level"]) for line in logs if line["event"].startswith("retention")]
+        warned, again, recovered = (
+            ("retention_failed", "warning"),
+            ("retention_failed", "debug"),
+            ("retention_recovered", "info"),
+        )
+        assert told == [warned, again, recovered]
+
+    asyncio.run(story())
 
 
 # --- The same answers ------------------------------------------------------------------------------------------------

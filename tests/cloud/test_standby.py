@@ -12,12 +12,15 @@ import pytest
 
 from broker.clock import unix_ms
 from broker.control import Reported, Results
+from broker.messages import Last
 from cloud.batch import Answered, NewestValue
 from cloud.database import open_database
+from cloud.dedicated import Dedicated
 from cloud.following import Following
 from cloud.notices import Word, announcements
 from cloud.standby import Lead, lock_key
 from cloud.status_slot import status_slot
+from config import limits
 from config.errors import StorageError
 from tests.cloud.divided import until
 from tests.cloud.wire import FLEET, batch, one, payload
@@ -87,6 +90,45 @@ def test_following_understands_only_notices(postgres: Postgres) -> None:
     following._hear("rubbish")
     following._hear('{"r":[["berlin","pc-1"]]}')
     assert following._renewed == {("berlin", "pc-1"): None}
+
+
+def test_a_connection_that_cannot_be_made_ready_is_closed(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits tries again every few seconds: a server would soon have no connection left for anybody."""
+    monkeypatch.setattr(limits, "LEAD_PROBES_S", ("no number", 2, 3))
+
+    async def story() -> None:
+        for _ in range(3):
+            with pytest.raises(StorageError):
+                await Dedicated.open(postgres.url)
+        left = "select count(*) from pg_stat_activity where datname = $1 and application_name = 'hubline'"
+        await until("they are closed", lambda: postgres.query(left, postgres.name) == [(0,)])
+
+    asyncio.run(story())
+
+
+def shown(hub_id: str, ts: int, count: int) -> NewestValue:
+    return NewestValue("berlin", hub_id, "counter", Last(ts, 1, count))
+
+
+def test_a_forgotten_hub_that_comes_back_is_told_though_it_counts_the_same(postgres: Postgres) -> None:
+    """It starts at one again: whoever watches would see nothing of it."""
+    told: list[tuple[NewestValue, ...]] = []
+    following = Following(postgres.url, None, lambda words, answers: None, told.append)  # type: ignore[arg-type]
+    before, after = shown("pc-1", 1000, 1), shown("pc-1", 9000, 1)
+    for value in (before, before, after, after):
+        following._tell_changed([value])
+    assert told == [(before,), (after,)]
+
+
+def test_more_hubs_than_can_wait_are_read_all_at_once(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is away must not cost memory without end."""
+    monkeypatch.setattr(limits, "NEWEST_HUBS_WAITING_MAX", 3)
+    following = Following(postgres.url, None, lambda words, answers: None, lambda values: None)  # type: ignore[arg-type]
+    for number in range(3):
+        following._hear(f'{{"r":[["berlin","pc-{number}"]]}}')
+    assert (len(following._renewed), following._all_newest) == (3, False)
+    following._hear('{"r":[["berlin","pc-3"]]}')
+    assert (len(following._renewed), following._all_newest) == (0, True)
 
 
 def test_what_was_committed_while_the_notices_were_cut_off_is_learnt_afterwards(postgres: Postgres) -> None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from config import limits, pki, provision, settings
 from config.check import findings
-from config.principal import Principal
+from config.principal import Principal, Role
 
 HUB = "bundles/hub/pc-17"
 BROKER = "bundles/broker/berlin-1"
@@ -133,6 +133,55 @@ def test_a_broker_without_a_list_is_all_right(fleet: Path) -> None:
     """The list is a setting, and may be left out."""
     loaded = settings.load(fleet / BROKER / "broker.toml", settings.BrokerSettings, {})
     assert findings(replace(loaded, broker=replace(loaded.broker, crl=None)), "broker") == []
+
+
+def checked(fleet: Path, folder: str, role: Role, *changes: tuple[str, str]) -> list[str]:
+    """Return what is said of settings that are changed so."""
+    file = fleet / folder / f"{role}.toml"
+    content = file.read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in content
+        content = content.replace(old, new)
+    changed = file.with_name("changed.toml")
+    changed.write_text(content, encoding="utf-8")
+    return [str(each) for each in findings(settings.load(changed, settings.SHAPES[role], {}), role)]
+
+
+@pytest.mark.parametrize("engine", ["mosquitto", "nats"])
+def test_what_an_engine_lacks_is_named_before_it_is_started(fleet: Path, engine: str) -> None:
+    """An operator checks the file, and then restarts the broker that works."""
+    use = ("[broker]\n", f'[broker]\nengine = "{engine}"\n')
+    assert checked(fleet, BROKER, "broker", use) == []
+    assert "broker.members: is needed by" in checked(fleet, BROKER, "broker", use, ("members =", "# members ="))[0]
+    no_program = (use[0], f'{use[1]}program = "none/{engine}"\n')
+    assert "is no program that can be started" in checked(fleet, BROKER, "broker", no_program)[0]
+    lists = fleet / BROKER / "members.json"
+    whole = lists.read_bytes()
+    lists.write_bytes(b"{")
+    assert "members.json: is not a list of members" in checked(fleet, BROKER, "broker", use)[0]
+    lists.write_bytes(whole.replace(b'"acme"', b'"other"'))
+    assert "members.json: lists the members of another fleet, other" in checked(fleet, BROKER, "broker", use)[0]
+
+
+def test_what_a_node_of_a_cluster_lacks_is_named(fleet: Path) -> None:
+    """One of three that does not start is noticed when a second one dies."""
+    folder = "bundles/broker/cloud"
+    use = ('listen = ["0.0.0.0:8883", "0.0.0.0:443"]', 'engine = "nats"\nlisten = ["0.0.0.0:8883"]')
+    alone = ("# [nats]", "[nats]\nreplicas = 3\n# ")
+    assert "nats.replicas = 3: needs a cluster" in checked(fleet, folder, "broker", use, alone)[0]
+    files = 'cluster_ca = "cluster-ca.pem"\ncluster_cert = "no.pem"'
+    node = ("# [nats]", f'[nats]\ncluster_listen = "127.0.0.1:6222"\n{files}\n# ')
+    missing, unnamed = checked(fleet, folder, "broker", use, node)
+    assert "no.pem: there is no such file" in missing
+    assert "nats.cluster_key: is needed by a node" in unnamed
+    two = ("[broker]\n", '[broker]\nengine = "nats"\n')
+    assert "serves MQTT at one address" in checked(fleet, folder, "broker", two)[0]
+
+
+def test_an_intake_from_a_cluster_without_nodes_is_doubted(fleet: Path) -> None:
+    """Only a process of operations can run so."""
+    use = ("[cloud]\n", '[cloud]\nintake = "jetstream"\n')
+    assert "cloud.nats: names no node" in checked(fleet, "bundles/cloud/cloud", "cloud", use)[0]
 
 
 def test_doubtful_and_impossible_intervals_and_ranges_of_a_hub_are_named(fleet: Path) -> None:

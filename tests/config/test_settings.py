@@ -167,7 +167,7 @@ def test_a_password_in_a_database_url_is_not_shown(tmp_path: Path) -> None:
     """Errors and `config show` end up in tickets."""
     file = written(tmp_path, '[cloud]\ndatabase = "mysql://u:s3cret@db/x"\n', "cloud.toml")
     assert "s3cret" not in refusal(file, CloudSettings)
-    file = written(tmp_path, '[cloud]\ndatabase = "postgresql://u:s3c:ret@db/x"\n', "cloud.toml")
+    file = written(tmp_path, '[cloud]\ndatabase = "postgresql://u:s3c:r@et@db/x"\n', "cloud.toml")
     shown = {each.key: each.value for each in settings.effective(file, CloudSettings, {})}
     assert shown["cloud.database"] == "postgresql://u:***@db/x"
 
