@@ -2,7 +2,7 @@
 
 Written as well as we can. Names are numbers in the rows. Repetitions are rare, so batches are copied straight into the table, and
 only one that holds a repetition goes through a staging table with ON CONFLICT. Decoding and writing overlap.
-`python -m bench.copy_store ENDPOINT FLEET BUNDLE`, the database's URL in COPY_STORE_DATABASE; a line of JSON on standard
+`python -m bench.copy_store ENDPOINT FLEET BUNDLE [light]`, the database's URL in COPY_STORE_DATABASE; a line of JSON on standard
 output tells of each commit.
 """
 
@@ -16,12 +16,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import orjson
 
-from bench.load import Line
-from broker.tls import client_context
-from broker.topics import hub_filter
+from bench.subscriber import By, subscribe
 from config import limits
-from config.principal import CLOUD_SITE, server_name
-from config.settings import Identity
 
 if TYPE_CHECKING:
     import asyncpg
@@ -152,21 +148,14 @@ class CopyStore:
         return found
 
 
-async def main(endpoint: str, fleet: str, bundle: Path) -> None:
+async def main(endpoint: str, fleet: str, bundle: Path, by: By) -> None:
     """Subscribe and store until ended."""
-    identity = Identity(fleet, CLOUD_SITE, bundle.name, bundle / "ca.pem", bundle / "cert.pem", bundle / "key.pem")
     store = CopyStore(os.environ[DATABASE])
     await store.prepare()
-
-    def take(topic: bytes, payload: bytes) -> None:
-        store.waiting.append((topic, payload))
-
-    line = Line(bundle.name, take, lambda: store.arrived.set() if store.waiting else None)
-    await line.open(endpoint, client_context(identity, server_name(fleet, CLOUD_SITE)))
-    await line.subscribe(hub_filter(fleet, "+", "+", "up"), 1)
+    lost = await subscribe(store, by, endpoint, fleet, bundle)
     print("[]", flush=True)  # It is ready.
     storing = asyncio.create_task(store.run())
-    line.lost.add_done_callback(lambda _: storing.cancel())
+    lost.add_done_callback(lambda _: storing.cancel())
     try:
         await storing
     except asyncio.CancelledError:
@@ -174,4 +163,4 @@ async def main(endpoint: str, fleet: str, bundle: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), "light" if sys.argv[4:] == ["light"] else "paho"))

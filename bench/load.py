@@ -197,7 +197,8 @@ class PlainHub:
 
     def __init__(self, line: Line, topic: str, readings: Readings, epoch: str, window: int = WINDOW):
         self.line, self.sent, self.arrived = line, 0, 0
-        self.lost = self.doubled = 0
+        self.doubled = 0
+        self._skipped: set[int] = set()
         self._window = window
         self._topic = len(topic).to_bytes(2, "big") + topic.encode()
         self._readings, self.epoch = readings, epoch
@@ -226,19 +227,28 @@ class PlainHub:
             self.sent = last
 
     def arrive(self, seq: int) -> None:
-        """Count a message at the far end; brokers keep the order of one publisher, so what was skipped is lost."""
+        """Count a message at the far end. What is skipped counts as lost until it comes: two writers may change places."""
         if seq <= self._through:
-            self.doubled += 1
+            if seq in self._skipped:
+                self._skipped.discard(seq)
+                self.arrived += 1
+            else:
+                self.doubled += 1
             return
-        self.lost += seq - self._through - 1
+        self._skipped.update(range(self._through + 1, seq))
         self.arrived += 1
         self._through = seq
         self._moved_at = time.monotonic()
 
+    @property
+    def lost(self) -> int:
+        """Return how many messages have been skipped or given up."""
+        return len(self._skipped)
+
     def write_off(self) -> None:
         """Take what has been on its way for STALLED_S for lost, so that the window opens again."""
         if self.outstanding and time.monotonic() - self._moved_at > STALLED_S:
-            self.lost += self.outstanding
+            self._skipped.update(range(self._through + 1, self.sent + 1))
             self._through = self.sent
             self._moved_at = time.monotonic()
             self.pump()

@@ -76,8 +76,7 @@ class Rig:
         directory.parent.chmod(0o711)  # PostgreSQL's own user must get through.
         provision.init(directory, FLEET, cloud_hosts=[f"{place.cloud_from_site}:{self.cloud_port}"])
         provision.connector(directory, CONNECTOR, SITE, port=self.site_port)
-        for hub_id in self.fleet.hubs:
-            provision.hub(directory, hub_id, SITE)
+        provision.hubs(directory, self.fleet.hubs, SITE)
         for name in (COUNTER, STORER):
             provision.reader(directory, name)
         directory.chmod(0o711)
@@ -131,8 +130,11 @@ class Rig:
         at_cloud = ("mosquitto cloud", *(self._start_service(cloud_port, database) if database else ()))
         return Side(name, *ends, ("mosquitto site",), at_cloud, "mosquitto site")
 
-    def start_row_store(self, side: Side, database: Database) -> Side:
-        """Start the peer's storing subscriber beside its broker; it tells of each commit on its standard output."""
+    def start_row_store(self, side: Side, database: Database, *, light: bool = False) -> Side:
+        """Start the peer's storing subscriber beside its broker; it tells of each commit on its standard output.
+
+        A `light` one hears by the load's own client instead of paho-mqtt.
+        """
         name = "row store"
         arguments = [f"127.0.0.1:{side.cloud.rpartition(':')[2]}", FLEET, str(self.bundles / "reader" / STORER)]
         if database == "sqlite":
@@ -140,7 +142,7 @@ class Rig:
             self._spawn(name, self.place.in_cloud([sys.executable, *command]), piped=True)
             return replace(side, at_cloud=(*side.at_cloud, name))
         environ = {copy_store.DATABASE: self.database_url("rows")}
-        command = ["-m", "bench.copy_store", *arguments]
+        command = ["-m", "bench.copy_store", *arguments, *(["light"] if light else [])]
         self._spawn(name, self.place.in_cloud([sys.executable, *command]), environ, piped=True)
         return replace(side, at_cloud=(*side.at_cloud, name, POSTGRES))
 

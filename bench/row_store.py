@@ -1,6 +1,6 @@
 """The peer's subscriber: stores a row per reading in SQLite, synced at every commit, each reading once by its key.
 
-Written as well as we can: batches of 500 messages or 20 ms share a commit, decoding and writing run beside receiving.
+Written as well as we can: batches of up to 2000 messages or 20 ms share a commit, decoding and writing run beside receiving.
 `python -m bench.row_store ENDPOINT FLEET BUNDLE FILE`; a line of JSON on standard output tells of each commit.
 """
 
@@ -15,12 +15,8 @@ from typing import Final
 
 import orjson
 
-from bench.load import Line
-from broker.tls import client_context
-from broker.topics import hub_filter
+from bench.subscriber import subscribe
 from config import limits
-from config.principal import CLOUD_SITE, server_name
-from config.settings import Identity
 
 _TABLE: Final = """CREATE TABLE IF NOT EXISTS readings (
     hub TEXT, epoch TEXT, seq INTEGER, number INTEGER, sensor TEXT, ts INTEGER, value REAL,
@@ -77,18 +73,11 @@ class RowStore:
 
 async def main(endpoint: str, fleet: str, bundle: Path, file: Path) -> None:
     """Subscribe and store until ended."""
-    identity = Identity(fleet, CLOUD_SITE, bundle.name, bundle / "ca.pem", bundle / "cert.pem", bundle / "key.pem")
     store = RowStore(file)
-
-    def take(topic: bytes, payload: bytes) -> None:
-        store.waiting.append((topic, payload))
-
-    line = Line(bundle.name, take, lambda: store.arrived.set() if store.waiting else None)
-    await line.open(endpoint, client_context(identity, server_name(fleet, CLOUD_SITE)))
-    await line.subscribe(hub_filter(fleet, "+", "+", "up"), 1)
+    lost = await subscribe(store, "paho", endpoint, fleet, bundle)
     print("[]", flush=True)  # It is ready.
     storing = asyncio.create_task(store.run())
-    line.lost.add_done_callback(lambda _: storing.cancel())
+    lost.add_done_callback(lambda _: storing.cancel())
     try:
         await storing
     except asyncio.CancelledError:

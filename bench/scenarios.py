@@ -23,6 +23,7 @@ OURS: Final = "Hubline"
 ON_MOSQUITTO: Final = "Hubline on Mosquitto"
 T: Final = "T"
 OUR_INGEST: Final = "T, our cloud service"
+LIGHT_T: Final = "T without paho"
 
 EMBEDDED_TO_READER: Final = Contestant(OURS, lambda rig: rig.start_ours(), "counted", T)
 MOSQUITTO_TO_READER: Final = Contestant(
@@ -57,6 +58,9 @@ PEER_TO_OUR_INGEST: Final = Contestant(
     OUR_INGEST, lambda rig: rig.start_peer(database="postgresql"), "acknowledged", T, database="postgresql"
 )
 PEER_TO_POSTGRES: Final = Contestant(T, lambda rig: rig.start_row_store(rig.start_peer(), "postgresql"), "rows")
+LIGHT_PEER_TO_POSTGRES: Final = Contestant(
+    LIGHT_T, lambda rig: rig.start_row_store(rig.start_peer(), "postgresql", light=True), "rows", T
+)
 
 READINGS_GOAL: Final = "readings/s committed, hubs to database, 100 readings per message"
 CPU_GOAL: Final = "CPU per 1000 messages on the site's machine"
@@ -83,7 +87,8 @@ def database(plan: Plan, tell: Tell) -> Found:
     """Measure the way from the hubs into a database."""
     ledger = Ledger()
     sqlite = (EMBEDDED_TO_SQLITE, PEER_TO_SQLITE)
-    postgres = (EMBEDDED_TO_POSTGRES, MOSQUITTO_TO_POSTGRES, PEER_TO_OUR_INGEST, PEER_TO_POSTGRES)
+    ours = (EMBEDDED_TO_POSTGRES, MOSQUITTO_TO_POSTGRES, PEER_TO_OUR_INGEST)
+    postgres = (*ours, PEER_TO_POSTGRES, LIGHT_PEER_TO_POSTGRES)
     with a_rig() as rig:
 
         async def measured() -> list[Contest]:
