@@ -1,4 +1,4 @@
-"""Three NATS nodes as the cloud's broker, two ingest workers on PostgreSQL; each node is killed again and again in mid-stream.
+"""Three NATS nodes as the cloud's broker, two ingest workers on PostgreSQL: what they carry, and nodes that are killed.
 
 50 hubs of the load, each with the courier of the real hub, are connected to the nodes directly and come back to another one when
 theirs dies, as a hub does. A kill is that of a power cut: supervisor and server at once.
@@ -21,11 +21,12 @@ import psutil
 
 from bench.contest import Ledger, Plan, Tell, audit
 from bench.flows import Load
+from bench.gauge import family_cpu_s, family_memory
 from bench.load import CourierHub, Line, Readings
 from bench.network import LOOPBACK
 from bench.operations_table import p95
 from bench.report import Found, Goal, Grid
-from bench.rig import Database, Rig
+from bench.rig import POSTGRES, Database, Rig
 from bench.scenarios import a_rig
 from broker.backoff import Backoff
 from broker.tls import client_context
@@ -166,11 +167,12 @@ class ClusterHub(CourierHub):
 
 
 def cluster(plan: Plan, tell: Tell) -> Found:
-    """Kill each node in turn while 500 messages/s come in, then audit the database."""
+    """Measure what comes through, kill each node in turn while 500 messages/s come in, then audit the database."""
     kills = 1 if plan.is_quick else KILLS_PER_NODE
     with a_rig() as rig:
         nodes, ledger = Nodes(rig), Ledger()
         nodes.start()
+        at_work = asyncio.run(_at_full_speed(rig, nodes, plan, ledger, tell))
         stalls = asyncio.run(_killed(rig, nodes, kills, ledger, tell))
         books = audit(rig, ledger)
     rows: list[tuple[str, ...]] = []
@@ -189,12 +191,43 @@ def cluster(plan: Plan, tell: Tell) -> Found:
         Goal(f"{what}: lost / doubled", "0 / 0", f"{books.lost} / {books.doubled}", books.lost == books.doubled == 0),
         Goal(f"{what}: longest stall of any hub", f"≤ {STALL_MAX_S:g} s", f"{longest:.1f} s", longest <= STALL_MAX_S),
     ]
-    return Found([Grid("Nodes of a cluster killed", said, ("", "median", "95th percentile", "longest"), rows)], goals)
+    killed = Grid("Nodes of a cluster killed", said, ("", "median", "95th percentile", "longest"), rows)
+    return Found([at_work, killed], goals)
+
+
+async def _at_full_speed(rig: Rig, nodes: Nodes, plan: Plan, ledger: Ledger, tell: Tell) -> Grid:
+    """Send as fast as it is acknowledged, from hubs directly through the nodes and the workers into the database."""
+    workers = [f"worker {number + 1}" for number in range(WORKERS)]
+    processes = {name: psutil.Process(rig.pid(name)) for name in (*NODES, *workers, "operations", POSTGRES)}
+    async with _streaming(rig, nodes, None) as (load, _):
+        await asyncio.sleep(WARM_S)
+        began, seen = time.monotonic(), load.arrived
+        before = {name: family_cpu_s(process) for name, process in processes.items()}
+        await asyncio.sleep(max(plan.seconds, WARM_S))
+        arrived, lasted_s = load.arrived - seen, time.monotonic() - began
+        spent = {name: family_cpu_s(process) - before[name] for name, process in processes.items()}
+        memory = {name: family_memory(process) for name, process in processes.items()}
+        await load.finish(PATIENCE_S)
+        ledger.note(DATABASE, load, 10)
+    rate = arrived / lasted_s
+    tell(f"  as fast as it goes: {rate:,.0f} messages/s")
+    rows = []
+    for what, names in (
+        ("the three nodes", NODES),
+        ("the two workers", workers),
+        ("operations", ["operations"]),
+        (POSTGRES, [POSTGRES]),
+    ):
+        cpu = f"{sum(spent[name] for name in names) / arrived * 1000:.3f}" if arrived else ""
+        rss = ", ".join(f"{memory[name].rss / 1e6:.0f}" for name in names)
+        rows.append((what, cpu, rss))
+    said = f"50 hubs, 10 readings in a message, as fast as it goes: {rate:,.0f} messages/s, one run of {lasted_s:.0f} s."
+    return Grid("A cluster at full speed", said, ("", "CPU s per 1000 messages", "MB resident, each"), rows)
 
 
 async def _killed(rig: Rig, nodes: Nodes, kills: int, ledger: Ledger, tell: Tell) -> list[Stall]:
     stalls: list[Stall] = []
-    async with _streaming(rig, nodes) as (load, hubs):
+    async with _streaming(rig, nodes, RATE) as (load, hubs):
         await asyncio.sleep(WARM_S)
         if not load.arrived:
             raise HublineError("nothing was acknowledged before the first node was killed")
@@ -218,13 +251,13 @@ async def _killed(rig: Rig, nodes: Nodes, kills: int, ledger: Ledger, tell: Tell
 
 
 @asynccontextmanager
-async def _streaming(rig: Rig, nodes: Nodes) -> AsyncIterator[tuple[Load, list[ClusterHub]]]:
+async def _streaming(rig: Rig, nodes: Nodes, rate: float | None) -> AsyncIterator[tuple[Load, list[ClusterHub]]]:
     readings = Readings(10)
     hubs = [ClusterHub(rig, name, nodes.endpoints, readings) for name in rig.hubs]
     sessions = [asyncio.create_task(hub.run()) for hub in hubs]
     load = Load(hubs, sessions, reconnects=True)
     try:
-        load.start(RATE)
+        load.start(rate)
         yield load, hubs
     finally:
         for session in sessions:
