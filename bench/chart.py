@@ -75,7 +75,10 @@ def svg(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str
         colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
         line = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in each.points)
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{line}"/>')
-        parts += [_mark(mark, colour, at_x(x), at_y(y), f"{each.name}: {x:,.12g}, {y:,.3g}") for x, y in each.points]
+        parts += [
+            _mark(mark, colour, at_x(x), at_y(y), f"{each.name}: {x:,.12g}, {y:,.{0 if abs(y) >= 100 else 2}f}")
+            for x, y in each.points
+        ]
         legend_y = HEIGHT - 22
         parts.append(_mark(mark, colour, legend_x + 6, legend_y - 4, each.name))
         parts.append(f'<text x="{legend_x + 18:.0f}" y="{legend_y}">{escape(each.name)}</text>')

@@ -221,7 +221,9 @@ async def _at_full_speed(rig: Rig, nodes: Nodes, plan: Plan, ledger: Ledger, tel
         cpu = f"{sum(spent[name] for name in names) / arrived * 1000:.3f}" if arrived else ""
         rss = ", ".join(f"{memory[name].rss / 1e6:.0f}" for name in names)
         rows.append((what, cpu, rss))
-    said = f"50 hubs, 10 readings in a message, as fast as it goes: {rate:,.0f} messages/s, one run of {lasted_s:.0f} s."
+    said = (
+        f"50 hubs, 10 readings in a message, as fast as it goes: {rate:,.0f} messages/s, one run of {lasted_s:.0f} s."
+    )
     return Grid("A cluster at full speed", said, ("", "CPU s per 1000 messages", "MB resident, each"), rows)
 
 

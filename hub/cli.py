@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +19,6 @@ def hub() -> None:
 @_FILE
 def run(file: Path) -> None:
     """Measure and send until stopped."""
-    # Where it is installed, structlog loads rich for tracebacks in colour: 5 MB that a hub on a small machine has no use for.
-    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
-
     from broker.process import run_until_stopped
     from config import log
     from config.settings import HubSettings, load
