@@ -211,7 +211,7 @@ async def _at_full_speed(rig: Rig, nodes: Nodes, plan: Plan, ledger: Ledger, tel
         ledger.note(DATABASE, load, 10)
     rate = arrived / lasted_s
     tell(f"  as fast as it goes: {rate:,.0f} messages/s")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for what, names in (
         ("the three nodes", NODES),
         ("the two workers", workers),
