@@ -130,7 +130,10 @@ class Session:
         if self._begun and not self._ended.is_set():
             self._client.disconnect()
             try:
-                await asyncio.wait_for(self._ended.wait(), limits.CLOSE_TIMEOUT_S)
+                async with asyncio.timeout(
+                    limits.CLOSE_TIMEOUT_S
+                ):  # wait_for may swallow, before Python 3.12, that we are cancelled.
+                    await self._ended.wait()
             except TimeoutError:
                 self._abort()
         self._finish(Closed())

@@ -51,7 +51,10 @@ class Dedicated:
         import asyncpg
 
         try:
-            return await asyncio.wait_for(self._connection.fetchval(sql, *parameters), limits.LEAD_ANSWER_S)
+            async with asyncio.timeout(
+                limits.LEAD_ANSWER_S
+            ):  # wait_for may swallow, before Python 3.12, that we are cancelled.
+                return await self._connection.fetchval(sql, *parameters)
         except TimeoutError as exc:
             self.abort()
             raise StorageError(self._place, f"no answer within {limits.LEAD_ANSWER_S:g} s") from exc
@@ -78,7 +81,8 @@ class Dedicated:
             await self.ask("SELECT 1")
             alive()
             try:
-                await asyncio.wait_for(self.lost.wait(), every_s)
+                async with asyncio.timeout(every_s):
+                    await self.lost.wait()
             except TimeoutError:
                 continue
             raise StorageError(self._place, "the connection was closed")

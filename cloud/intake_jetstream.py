@@ -229,7 +229,8 @@ class JetStreamIntake:
             subject = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{CONSUMER}"
             await client.publish(subject, orjson.dumps(request), reply=current)
             try:
-                await asyncio.wait_for(over.wait(), limits.JETSTREAM_FETCH_WAIT_S + 1.0)
+                async with asyncio.timeout(limits.JETSTREAM_FETCH_WAIT_S + 1.0):
+                    await over.wait()
             except TimeoutError:  # The node that had the request may be gone; or ours hangs.
                 await client.flush(limits.JETSTREAM_PONG_S)  # type: ignore[arg-type]
             if answered:
@@ -296,7 +297,8 @@ class JetStreamIntake:
         """Send what is to be sent, and ask for patience for what takes long."""
         while True:
             try:
-                await asyncio.wait_for(self._out_there.wait(), limits.JETSTREAM_PROGRESS_S / 2)
+                async with asyncio.timeout(limits.JETSTREAM_PROGRESS_S / 2):
+                    await self._out_there.wait()
             except TimeoutError:
                 pass
             self._out_there.clear()

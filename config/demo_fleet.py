@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from config import limits, provision
 from config.demo_engines import Database, Engine, Landscape
 from config.errors import HublineError
 
+_ASKED_TO_STOP: Final = (signal.SIGINT, signal.SIGTERM)
 HUBLINE: Final = (sys.executable, "-c", "from config.cli import main; main()")
 SITE: Final = "berlin"
 CONNECTOR: Final = "berlin-1"
@@ -137,7 +139,7 @@ class DemoFleet:
     ) -> None:
         """Start one role in a process of its own, its log in a file."""
         log = self.directory / "logs" / f"{name.replace(' ', '-')}.log"
-        with log.open("ab") as stream:
+        with log.open("ab") as stream, _undisturbed():
             popen = subprocess.Popen(
                 [*HUBLINE, *command, "-c", str(self._bundles / role / member / f"{role}.toml")],
                 stdin=subprocess.DEVNULL,
@@ -146,7 +148,7 @@ class DemoFleet:
                 env={**self._environ, **(environ or {})},
                 start_new_session=True,  # Ctrl-C is ours to pass on.
             )
-        self.processes[name] = Process(name, popen, log)
+            self.processes[name] = Process(name, popen, log)
 
     def check(self) -> None:
         """Raise HublineError if a role has ended by itself."""
@@ -218,7 +220,7 @@ class DemoFleet:
         """Subscribe as any reader may, and take what the cloud says it has stored."""
         command = [*HUBLINE, "tail", "-c", str(self._bundles / "reader" / "viewer" / "reader.toml")]
         log = self.directory / "logs" / "viewer.log"
-        with log.open("ab") as errors:
+        with log.open("ab") as errors, _undisturbed():
             popen = subprocess.Popen(
                 [*command, f"hl1/{FLEET}/+/hub/+/last/+", f"hl1/{FLEET}/+/hub/+/presence"],
                 stdin=subprocess.DEVNULL,
@@ -227,7 +229,7 @@ class DemoFleet:
                 env={**self._environ, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
-        self.processes["viewer"] = Process("viewer", popen, log)
+            self.processes["viewer"] = Process("viewer", popen, log)
         threading.Thread(target=self._take, args=(popen,), daemon=True, name="viewer").start()
 
     def _take(self, popen: subprocess.Popen[bytes]) -> None:
@@ -253,3 +255,20 @@ def _rows(output: bytes) -> Iterator[object]:
     else:
         for line in output.splitlines():
             yield orjson.loads(line)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put off a Ctrl-C: within the start of a process it would leave one that nobody knows."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda each, _: came.append(each)) for number in _ASKED_TO_STOP}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)

@@ -698,7 +698,7 @@ LANE_WAIT_S: Final = 10.0
 NOTICE_MAX_BYTES: Final = 7_900
 """The text of one notice: PostgreSQL takes less than 8,000 bytes."""
 
-NOTICES_PER_COMMIT: Final = 64
+NOTICES_PER_COMMIT: Final = 256
 """Notices of one transaction: above what the largest batch of the longest names needs."""
 
 NOTICE_ANSWERS_WAITING_MAX: Final = 20_000

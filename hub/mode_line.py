@@ -289,7 +289,8 @@ class Line:
             while (left_s := self._heard_at + limits.CONTACT_ANSWER_S - monotonic_s()) > 0 or self._subscriber.busy:
                 self._news.clear()
                 try:
-                    await asyncio.wait_for(self._news.wait(), max(left_s, 1.0))
+                    async with asyncio.timeout(max(left_s, 1.0)):
+                        await self._news.wait()
                 except TimeoutError:
                     pass
         await self._subscriber.delivered()

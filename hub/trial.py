@@ -92,7 +92,10 @@ class Trial:
         )
         session.open()
         try:
-            event = await asyncio.wait_for(began, limits.DOCTOR_STEP_S)
+            async with asyncio.timeout(
+                limits.DOCTOR_STEP_S
+            ):  # wait_for may swallow, before Python 3.12, that we are cancelled.
+                event = await began
         except TimeoutError:
             return f"no answer within {limits.DOCTOR_STEP_S:g} s"
         finally:

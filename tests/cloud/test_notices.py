@@ -59,7 +59,7 @@ def test_what_does_not_fit_or_can_not_be_named_is_told_as_more() -> None:
     """Then the database is looked through, and nothing is missed."""
     stranger = Outcome(answers=(Answered(SITE, "pc-1", RESULTS),))
     assert decode(announcements(Batch((said("pc-1", 1),)), stranger)[-1]).more
-    huge = Outcome(newest=tuple(NewestValue(LONG, f"{n:063d}", "cpu", Last(T0, 1, 1)) for n in range(5000)))
+    huge = Outcome(newest=tuple(NewestValue(LONG, f"{n:063d}", "cpu", Last(T0, 1, 1)) for n in range(20_000)))
     texts = announcements(Batch(), huge)
     assert len(texts) == limits.NOTICES_PER_COMMIT
     assert decode(texts[-1]).more

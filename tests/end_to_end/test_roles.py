@@ -253,5 +253,9 @@ def test_the_demo_leaves_nothing_behind_however_often_it_is_interrupted(tmp_path
     said = process.communicate()[0]
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    running = [str(each.info["cmdline"]) for each in psutil.process_iter(["cmdline"])]
-    assert [each for each in running if str(ours) in each] == []
+    until("no process of it is left", lambda: not any(str(ours) in command for command in commands()))
+
+
+def commands() -> list[str]:
+    """Return the command lines of all that runs."""
+    return [str(each.info["cmdline"]) for each in psutil.process_iter(["cmdline"])]
