@@ -264,11 +264,11 @@ def _undisturbed() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {number: signal.signal(number, lambda each, _: came.append(each)) for number in _ASKED_TO_STOP}
+    before = {number: signal.signal(number, lambda asked, _: came.append(asked)) for number in _ASKED_TO_STOP}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in came[:1]:
-            signal.raise_signal(number)
+        for each in came[:1]:
+            signal.raise_signal(each)
