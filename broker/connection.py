@@ -177,9 +177,12 @@ class Connection(asyncio.BufferedProtocol):
                 pass  # Its own farewell has not come; we don't wait for it.
         self._write_out()
         if self._transport.can_write_eof() and not self._transport.is_closing():
-            self._transport.write_eof()
-        else:
-            self._transport.close()
+            try:
+                self._transport.write_eof()
+                return
+            except OSError:
+                pass  # The client has gone already, by a reset that asyncio has not told us of yet.
+        self._transport.close()
 
     # --- What comes in -----------------------------------------------------------------------------------------------
 
