@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Final
 
 from broker.engines.plan import Engine, Heard, Plan
+from broker.engines.site_bridge import bridging_connector
 from broker.rights import publish_filters, subscribe_filters
 from broker.tls import CIPHERS
 from config import limits
 from config.endpoint import split_endpoint
 from config.errors import SettingsError
 from config.members import Members
-from config.principal import CLOUD_SITE, Principal
-from config.settings import BrokerSettings, ConnectorSettings, load
+from config.principal import Principal
+from config.settings import BrokerSettings
 
 CONF: Final = "mosquitto.conf"
 ACL: Final = "acl.conf"
@@ -64,7 +65,7 @@ class Mosquitto(Engine):
 
     def plan(self, settings: BrokerSettings, members: Members, folder: Path) -> Plan:
         """Return how to run it in `folder`. Raises SettingsError for what it can't do."""
-        connector = _bridging_connector(settings)
+        connector = bridging_connector(settings)
         waiting = limits.SUBSCRIBER_QUEUE_MAX if connector is None else limits.BRIDGE_QUEUE_MAX
         lines = [*_global_lines(folder, waiting), *_listener_lines(settings)]
         principals, site = members.principals(), settings.identity.site
@@ -197,16 +198,6 @@ def _tls_lines(settings: BrokerSettings) -> list[str]:
         f"ciphers {CIPHERS}",
         f"max_connections {limits.ENGINE_CONNECTIONS_MAX}",
     ]
-
-
-def _bridging_connector(settings: BrokerSettings) -> ConnectorSettings | None:
-    """Return the settings of the connector that lets this broker bridge to the cloud broker, if there is one."""
-    file = settings.broker.bridge
-    if file is None:
-        return None
-    if settings.identity.site == CLOUD_SITE:
-        raise SettingsError("the cloud broker has nowhere to bridge to", key="broker.bridge", value=str(file))
-    return load(file, ConnectorSettings)
 
 
 def _path(file: Path) -> str:
