@@ -18,7 +18,9 @@ WALL = {
 ROOT = "hl" + "1"
 
 PATHS = re.compile(r"/(?:home|Users)/[A-Za-z]|/roo[t]\b|\bC:\\+Users\\+[A-Za-z]")
-HOSTS = re.compile(r"\b(?:pyp[i]|pythonhoste[d]|npmj[s]|docke[r]|ghc[r]|qua[y]|crate[s]|proxy\.golang)\.(?:org|com|io)\b")
+HOSTS = re.compile(
+    r"\b(?:pyp[i]|pythonhoste[d]|npmj[s]|docke[r]|ghc[r]|qua[y]|crate[s]|proxy\.golang)\.(?:org|com|io)\b"
+)
 TRACKER = re.compile(r"\bissue #?\d|\bissues show\b", re.IGNORECASE)
 
 
