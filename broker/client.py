@@ -176,12 +176,6 @@ class Session:
                 self._dial.hang_up()
         self._wake()
 
-    def _note_end(self) -> None:
-        """Take note that the thread has ended, and with it the connection."""
-        if self._wake_writer is not None:
-            self._wake_writer.close()
-        self._ended.set()
-
     def _drain(self) -> None:
         with self._inbox_lock:
             events, self._inbox = self._inbox, deque()
@@ -236,10 +230,11 @@ class Session:
     def _wake(self) -> None:
         """Have what waits written soon, together with what else is about to come."""
         if self._wake_writer is not None:
-            try:
-                self._wake_writer.send(b".")
-            except OSError:
-                pass  # It is awake, or has ended.
+            with self._socket_lock:
+                try:
+                    self._wake_writer.send(b".")
+                except OSError:
+                    pass  # It is awake, or has ended.
         elif self._attached and not self._flushing and not self._writing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -365,9 +360,9 @@ class Session:
                 self._close_sockets()
                 self._put(Lost("connection ended", self._stream.alive_at))
                 try:
-                    self._loop.call_soon_threadsafe(self._note_end)
+                    self._loop.call_soon_threadsafe(self._ended.set)
                 except RuntimeError:
-                    self._note_end()  # The loop has closed before us: nobody waits.
+                    pass  # The loop has closed before us: nobody waits.
 
     def _pump(self) -> None:
         """Read and write until the connection has ended: for event loops that can't watch a socket (Windows' default)."""
@@ -391,9 +386,9 @@ class Session:
                     return
 
     def _close_sockets(self) -> None:
-        """Close what paho leaves open, and where a thread is woken; the other end is closed where it is used."""
+        """Close what paho leaves open, and what a thread is woken by."""
         with self._socket_lock:
-            for each in (self._dial.socket, self._wake_reader):
+            for each in (self._dial.socket, self._wake_reader, self._wake_writer):
                 if each is not None:
                     each.close()
 

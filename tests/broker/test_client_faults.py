@@ -471,6 +471,25 @@ def test_a_session_outlives_no_event_loop(fleet: FleetFiles, in_thread: bool) ->
     assert descriptors() <= before
 
 
+def test_a_loop_that_ends_with_its_session_leaves_no_socket_behind(fleet: FleetFiles) -> None:
+    """What a thread asks of such a loop is never done: nothing may depend on it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent_peer:
+        before = descriptors()
+        loop = asyncio.new_event_loop()
+
+        async def begin() -> Session:
+            session, _ = Bench(fleet, f"127.0.0.1:{silent_peer.getsockname()[1]}").session(in_thread=True)
+            session.open()
+            return session
+
+        session = loop.run_until_complete(begin())
+        session.abort()
+        session._thread.join(WAIT_S)
+        assert not session._thread.is_alive()
+        loop.close()
+        assert descriptors() == before
+
+
 @in_both_ways
 def test_a_listener_that_fails_does_not_keep_acknowledgements_back(fleet: FleetFiles, in_thread: bool) -> None:
     """A broker sends no more than so many without them; the error itself goes to whoever runs the loop."""

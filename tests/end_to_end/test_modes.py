@@ -69,6 +69,18 @@ def listening(fleet: Fleet) -> Iterator[Listener]:
         listener.close()
 
 
+@contextmanager
+def heard_from_its_start(fleet: Fleet, *roles: str) -> Iterator[Listener]:
+    """Start these roles, then the hub, which says some things once only: by then somebody listens. In the end all are gone."""
+    try:
+        fleet.start(*roles)
+        with listening(fleet) as listener:
+            fleet.start("pc-1")
+            yield listener
+    finally:
+        fleet.close()
+
+
 def has_sessions(fleet: Fleet, hub: str) -> bool:
     """Tell whether a hub's process is connected to a broker."""
     return _has_sessions(fleet, fleet.running[hub].pid)
@@ -94,44 +106,39 @@ def test_a_polling_hub_has_no_session_between_its_contacts_and_delivers_all(
     """A network that the cloud cannot reach: whatever comes or goes, does so when the hub makes contact."""
     fleet = Fleet(tmp_path, unique_name, hubs=1, environ={**POLLING, "HUBLINE_FAILOVER__START_GRACE_S": "2"})
     roles = ["cloud-broker", "cloud", "site-broker", "connector"] if path == "connector" else ["cloud-broker", "cloud"]
-    try:
-        fleet.start(*roles)
-        with listening(fleet) as listener:
-            fleet.start("pc-1")
-            until("the first contact is made", lambda: fleet.events("pc-1", "contact_made"), timeout_s=90)
-            first = fleet.events("pc-1", "path_taken")[0]
-            assert first["via"] == ("berlin-1" if path == "connector" else "direct")
-            until("it has left", lambda: not has_sessions(fleet, "pc-1"))
-            confirmed = fleet.confirmed("pc-1")
-            assert confirmed > 0
-            written = fleet.status("pc-1")["outbox"]["points_written"]  # type: ignore[index]
-            until(
-                "it measures on",
-                lambda: fleet.status("pc-1")["outbox"]["points_written"] > written + 20,  # type: ignore[index]
-            )
-            until("it has left again, if a heartbeat was due", lambda: not has_sessions(fleet, "pc-1"))
-            assert mode(fleet, "pc-1")["kind"] == "polling"
-            until("it says that it waits", lambda: "keeps everything for its next contact" in _told(fleet))
-            assert "next poll at" in _told(fleet)
-            until("the second contact is made", lambda: len(fleet.events("pc-1", "contact_made")) >= 2, timeout_s=100)
-            until("more is stored", lambda: fleet.confirmed("pc-1") > confirmed + 20)
-            births = [state for state in listener.seen("state") if state["online"]]
-            ends = [state for state in listener.seen("state") if not state["online"]]
-            assert [birth.get("reason") for birth in births[:2]] == ["started", None]
-            assert {birth["mode"] for birth in births} == {"polling"}
-            assert all(birth["host"] and isinstance(birth["addresses"], list) for birth in births)
-            assert {end.get("reason") for end in ends} == {"polling"}
-            assert [end["session"] for end in ends] == [birth["session"] for birth in births][: len(ends)]
-            polls = listener.seen("poll")
-            assert polls
-            assert {poll["epoch"] for poll in polls} == {births[0]["epoch"]}
+    with heard_from_its_start(fleet, *roles) as listener:
+        until("the first contact is made", lambda: fleet.events("pc-1", "contact_made"), timeout_s=90)
+        first = fleet.events("pc-1", "path_taken")[0]
+        assert first["via"] == ("berlin-1" if path == "connector" else "direct")
+        until("it has left", lambda: not has_sessions(fleet, "pc-1"))
+        confirmed = fleet.confirmed("pc-1")
+        assert confirmed > 0
+        written = fleet.status("pc-1")["outbox"]["points_written"]  # type: ignore[index]
+        until(
+            "it measures on",
+            lambda: fleet.status("pc-1")["outbox"]["points_written"] > written + 20,  # type: ignore[index]
+        )
+        until("it has left again, if a heartbeat was due", lambda: not has_sessions(fleet, "pc-1"))
+        assert mode(fleet, "pc-1")["kind"] == "polling"
+        until("it says that it waits", lambda: "keeps everything for its next contact" in _told(fleet))
+        assert "next poll at" in _told(fleet)
+        until("the second contact is made", lambda: len(fleet.events("pc-1", "contact_made")) >= 2, timeout_s=100)
+        until("more is stored", lambda: fleet.confirmed("pc-1") > confirmed + 20)
+        births = [state for state in listener.seen("state") if state["online"]]
+        ends = [state for state in listener.seen("state") if not state["online"]]
+        assert [birth.get("reason") for birth in births[:2]] == ["started", None]
+        assert {birth["mode"] for birth in births} == {"polling"}
+        assert all(birth["host"] and isinstance(birth["addresses"], list) for birth in births)
+        assert {end.get("reason") for end in ends} == {"polling"}
+        assert [end["session"] for end in ends] == [birth["session"] for birth in births][: len(ends)]
+        polls = listener.seen("poll")
+        assert polls
+        assert {poll["epoch"] for poll in polls} == {births[0]["epoch"]}
         fleet.stop("pc-1")
         (row,) = fleet.audit()
         assert row["missing"] == []
         values = fleet.counted("pc-1")
         assert values == list(range(1, len(values) + 1))
-    finally:
-        fleet.close()
 
 
 @pytest.mark.parametrize("path", ["connector", "direct"])
@@ -139,7 +146,9 @@ def test_a_roaming_hub_keeps_its_log_lines_until_it_roams_no_more(tmp_path: Path
     """In the middle of a presentation nothing but readings is sent; afterwards nothing is missing."""
     environ = {"HUBLINE_PRIVILEGES__ROAM": "true", "HUBLINE_LOGS__LEVEL": '"info"'}
     environ |= {"HUBLINE_FAILOVER__OUTAGE_S": "2", "HUBLINE_FAILOVER__START_GRACE_S": "2"}
-    with running_fleet(tmp_path, unique_name, hubs=1, environ=environ) as fleet, listening(fleet) as listener:
+    fleet = Fleet(tmp_path, unique_name, hubs=1, environ=environ)
+    with heard_from_its_start(fleet, "cloud-broker", "cloud", "site-broker", "connector") as listener:
+        fleet.wait_until_flowing()
         if path == "direct":
             fleet.kill("connector", "site-broker")
             until("it has gone to the cloud", lambda: fleet.path("pc-1") == "direct")
