@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 RUN = "PYTEST_HUBLINE_RUN"
 """In the environment of every process that this run starts, directly or not."""
@@ -66,6 +67,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_configure() -> None:
     """Mark this process, so that its descendants can be told from everything else on the machine."""
     os.environ[RUN] = secrets.token_hex(8)
+    # How long an example takes says how busy the machine is, not whether it is right.
+    settings.register_profile("hubline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("hubline")
     # As a shell's background job has it, and our children would inherit it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
