@@ -15,13 +15,12 @@ from typing import Final, TextIO, TypeAlias, cast
 
 import orjson
 
-if "rich" not in sys.modules:
-    # structlog loads rich, if it finds it, for tracebacks that are never printed here: 5 MB in every role.
-    sys.modules["rich"] = None  # type: ignore[assignment]
-    import structlog
+from config.lean import without
 
-    del sys.modules["rich"]
-import structlog
+with without("rich", "typing_extensions"):
+    # structlog would load the one for tracebacks that are never printed here, msgspec the other one for what typing has itself.
+    import msgspec  # noqa: F401
+    import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 from config import limits

@@ -6,13 +6,13 @@ A sensor's class has an attribute `Settings`: a frozen msgspec Struct that forbi
 
 from __future__ import annotations
 
-import difflib
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
 from msgspec import Struct
 
 from config.errors import SettingsError
+from config.similar import did_you_mean
 
 SENSORS: Final = "hubline.sensors"
 """The entry point group of sensors."""
@@ -29,10 +29,8 @@ def sensor_shape(name: str, place: str | None = None) -> type[Struct]:
     found = _entry_point(name)
     if found is None:
         names = sensor_names()
-        close = difflib.get_close_matches(name, names, n=1)
-        meant = f", did you mean {close[0]}?" if close else ""
         known = ", ".join(names) or "none; is Hubline installed in this environment?"
-        raise SettingsError(f"there is no such sensor{meant} (known: {known})", file=place, key=key)
+        raise SettingsError(f"there is no such sensor{did_you_mean(name, names)} (known: {known})", file=place, key=key)
     try:
         shape: object = getattr(found.load(), "Settings", None)
     except (ImportError, AttributeError) as exc:

@@ -5,7 +5,6 @@ Whatever a person can get wrong becomes a SettingsError of one line: file or var
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -21,6 +20,7 @@ from msgspec.structs import FieldInfo
 
 from config import limits, plugins
 from config.errors import SettingsError
+from config.similar import did_you_mean
 
 if TYPE_CHECKING:
     from config.principal import Role
@@ -214,7 +214,8 @@ def _overrides(
         elif path not in known:
             names = {_variable(other) for other in known}
             raise SettingsError(
-                f"names no setting{_meant(variable, names)}; `hubline config show -c FILE` lists all", file=variable
+                f"names no setting{did_you_mean(variable, names)}; `hubline config show -c FILE` lists all",
+                file=variable,
             )
 
 
@@ -331,15 +332,10 @@ class _Complaints:
         owners = [f"{role}.toml" for role, other in self.shapes.items() if path in set(_keys(other))]
         here = _type_at(shape, inner)
         known = here.__struct_fields__ if isinstance(here, type) and issubclass(here, Struct) else ()
-        meant = _meant(path[-1], set(known))
+        meant = did_you_mean(path[-1], known)
         if owners and not meant:
             return f"; it belongs in {' or '.join(owners)}"
         return meant or f"; known: {', '.join(known)}"
-
-
-def _meant(word: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 def _type_at(shape: object, path: KeyPath) -> object:
