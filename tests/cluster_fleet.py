@@ -50,8 +50,10 @@ class ClusterFleet(Fleet):
         self.logs = directory / "logs"
         self.logs.mkdir()
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        ports = [f"127.0.0.1:{port}" for port in free_ports(3 * len(NODES))]
-        self.endpoints, self.nats, routes = (ports[at : at + len(NODES)] for at in range(0, len(ports), len(NODES)))
+        ports = [f"127.0.0.1:{port}" for port in free_ports(4 * len(NODES))]
+        self.endpoints, self.nats, routes, self.leaves = (
+            ports[at : at + len(NODES)] for at in range(0, len(ports), len(NODES))
+        )
         self.site_port, self.api_port = free_ports(2)
         self.of_api = {
             "HUBLINE_API_URL": f"http://127.0.0.1:{self.api_port}",
@@ -92,6 +94,7 @@ database = {toml_string(self.database.url(DATABASE))}"""
             "HUBLINE_BROKER__ENGINE": '"nats"',
             "HUBLINE_BROKER__LISTEN": f'["{self.endpoints[at]}"]',
             "HUBLINE_NATS__LISTEN": f'"{self.nats[at]}"',
+            "HUBLINE_NATS__LEAF_LISTEN": f'"{self.leaves[at]}"',
             "HUBLINE_NATS__CLUSTER_LISTEN": f'"{routes[at]}"',
             "HUBLINE_NATS__ROUTES": toml_strings([route for route in routes if route != routes[at]]),
             "HUBLINE_NATS__REPLICAS": str(len(NODES)),
@@ -153,6 +156,29 @@ database = {toml_string(self.database.url(DATABASE))}"""
         before = len(self.events(node, "broker_started"))
         self.start(node)
         until(f"{node} serves again", lambda: len(self.events(node, "broker_started")) > before)
+
+    @contextmanager
+    def site_as_leaf(self) -> Iterator[None]:
+        """Let the site's broker be a leaf node of all three nodes for the time of a block, and then the embedded one again."""
+        bridging, alone = {"HUBLINE_CONNECTOR__BRIDGE": '"engine"'}, self.roles
+        leaf = {
+            "HUBLINE_BROKER__ENGINE": '"nats"',
+            "HUBLINE_BROKER__BRIDGE": toml_string(str(self.settings("connector"))),
+            "HUBLINE_NATS__LISTEN": f'"127.0.0.1:{free_ports(1)[0]}"',
+            "HUBLINE_NATS__LEAF_REMOTES": toml_strings(self.leaves),
+        }
+        added = {"site-broker": {**bridging, **leaf}, "connector": bridging}
+        self.stop(*added)
+        self.roles = alone | {
+            name: (alone[name][0], alone[name][1], {**alone[name][2], **more}) for name, more in added.items()
+        }
+        try:
+            self.start(*added)
+            yield
+        finally:
+            self.stop(*added)
+            self.roles = alone
+            self.start(*added)
 
     def revive(self) -> list[str]:
         """Start what has ended by itself, as a service manager does, and return what that was."""

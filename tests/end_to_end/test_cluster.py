@@ -256,3 +256,18 @@ def test_the_database_can_be_away_for_two_minutes(fleet: ClusterFleet) -> None:
     until("one of the operations is active", fleet.active)
     fleet.wait_until_drained()
     fleet.assert_the_stream_is_stored_once()
+
+
+@pytest.mark.soak
+def test_a_site_can_be_a_leaf_of_the_cluster(fleet: ClusterFleet) -> None:
+    """Whichever node its leaf is connected to may die: the site's node goes to the next one, and comes back for nothing."""
+    with fleet.site_as_leaf():
+        for node in NODES:
+            kill_and_start_again(fleet, node)
+            until("there is a way up", lambda: fleet.status("connector").get("upstream") == "up")
+            until("the hubs use it", lambda: all(fleet.path(hub) == "connector" for hub in fleet.hubs))
+            fleet.wait_until_flowing()
+        assert fleet.status("connector")["bridge"] == "engine"
+        fleet.assert_the_stream_is_stored_once()
+    until("the hubs are back", lambda: all(fleet.path(hub) == "connector" for hub in fleet.hubs))
+    fleet.wait_until_flowing()
