@@ -138,6 +138,7 @@ def _grown(rig: Rig, database: Database, wanted: int) -> tuple[int, int]:
             for number in range(1, _copies(before, wanted) + 1):
                 with connection:
                     connection.execute(copy.format(number * _SHIFT))
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             return before, int(connection.execute(count).fetchone()[0])
         finally:
             connection.close()
@@ -148,7 +149,11 @@ def _grown(rig: Rig, database: Database, wanted: int) -> tuple[int, int]:
             before = int(await connection.fetchval(count))
             for number in range(1, _copies(before, wanted) + 1):
                 await connection.execute(copy.format(number * _SHIFT))
-            await connection.execute("ANALYZE")
+            for afterwards in (
+                "VACUUM ANALYZE",
+                "CHECKPOINT",
+            ):  # What the copying leaves to be done is not the ingest's.
+                await connection.execute(afterwards)
             return before, int(await connection.fetchval(count))
         finally:
             await connection.close()
