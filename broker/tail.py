@@ -86,7 +86,9 @@ class _Tail:
             case Opened():
                 self._tell(f"connected to {self._settings.reader.broker}, listening to {' '.join(self._filters)}")
                 assert self._session is not None
-                self._session.subscribe([(wanted, 1) for wanted in self._filters])
+                self._session.subscribe(
+                    [(wanted, 0) for wanted in self._filters]
+                )  # With NATS, 1 hears nothing of leaf nodes.
             case Received(topic, payload, retain):
                 self._print(topic, payload, retain)
             case Refused(reason) | Lost(reason, _):

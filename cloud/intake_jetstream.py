@@ -173,20 +173,25 @@ class JetStreamIntake:
                 self._report(Disconnected())
 
     async def _prepare(self, client: Client) -> None:
-        """Make the stream and the consumer of all workers, if they are not there yet; what is there is left as it is.
+        """Make the stream and the consumer of all workers, if they are not there yet or on fewer nodes than they could be.
 
-        That is asked once, and again only when nobody answers for long: a node says nothing while the cluster has no leader.
+        What is there is left as it is otherwise, and never taken from a node: another worker may know of more of them. That is
+        asked once, and again only when nobody answers for long: a node says nothing while the cluster has no leader.
         """
         from nats.js.errors import NotFoundError
 
         from broker.engines.nats_stream import CONSUMER, STREAM, ensure_stream
 
         stream = client.jetstream()
+        wanted = limits.JETSTREAM_REPLICAS if len(self._endpoints) >= limits.JETSTREAM_REPLICAS else 1
         try:
-            await stream.consumer_info(STREAM, CONSUMER)
+            there = (await stream.consumer_info(STREAM, CONSUMER)).config.num_replicas or 1
         except NotFoundError:
-            replicas = limits.JETSTREAM_REPLICAS if len(self._endpoints) >= limits.JETSTREAM_REPLICAS else 1
-            await ensure_stream(stream, self._identity.fleet, replicas)
+            there = 0
+        if there < wanted:
+            await ensure_stream(stream, self._identity.fleet, wanted)
+            if there:
+                _log.info("stream_replicated", replicas=wanted, before=there)
         self._prepared = True
 
     async def _pull(self, client: Client) -> None:
@@ -248,12 +253,13 @@ class JetStreamIntake:
         await asyncio.sleep(max(0.0, asked_at + limits.JETSTREAM_RETRY_S - now))
 
     async def _look(self, client: Client) -> None:
-        """Look how full the stream is, now and then."""
-        from broker.engines.nats_stream import state_of
+        """Look how full the stream is, now and then, and that nothing else on the nodes' disks takes its place."""
+        from broker.engines.nats_stream import bound_deliveries, state_of
 
         while True:
             try:
                 self._watch.look(await state_of(client), monotonic_s())
+                await bound_deliveries(client)
             except TransportError as exc:
                 _log.debug("stream_not_seen", reason=exc.reason)
             await asyncio.sleep(limits.JETSTREAM_LOOK_S)

@@ -197,6 +197,12 @@ NATS_CALLOUT_TIMEOUT_S: Final = 3.0
 NATS_RETRY_S: Final = 0.05
 """How often a supervisor tries to reach its own server, on the same machine, while that is starting: nobody gets in before."""
 
+NATS_RETRY_LATER_S: Final = 1.0
+"""The same once it has said that it can't: each attempt may cost both of them a handshake."""
+
+NATS_UNREACHED_S: Final = 10.0
+"""A supervisor that can't reach its own server for so long says so: a server needs a second or two to start, while nobody gets in."""
+
 NATS_REQUEST_S: Final = 5.0
 """For an answer of a nats-server about itself or about a stream; a cluster that has no leader yet gives none."""
 
@@ -217,6 +223,15 @@ NATS_ACK_PENDING_MAX: Final = 1024
 
 NATS_STORE_MAX_BYTES: Final = 8 * 1024**3
 """Disk that JetStream may use at a node: the stream of what hubs send, and what is retained."""
+
+NATS_DELIVERIES_MAX_BYTES: Final = 1024**3
+"""Of it, what may wait for subscribers with QoS 1: beyond it the oldest goes, so that one who is slow or gone stops nobody."""
+
+NATS_DELIVERIES_MAX_AGE_S: Final = 3600.0
+"""How long it waits at most: nobody relies on what a broker keeps."""
+
+NATS_SUBSCRIBER_GONE_S: Final = 3600.0
+"""After this a session that was not clean and has not come back is forgotten, as with Mosquitto."""
 
 NATS_MEMORY_MAX_BYTES: Final = 256 * 1024 * 1024
 """Memory that JetStream may use: the positions of sessions in their messages."""

@@ -197,6 +197,7 @@ def _configuration(settings: BrokerSettings, connector: ConnectorSettings | None
             "max_ack_pending": limits.NATS_ACK_PENDING_MAX,
             "stream_replicas": own.replicas,
             "consumer_memory_storage": True,
+            "consumer_inactive_threshold": f"{limits.NATS_SUBSCRIBER_GONE_S:g}s",
             "reject_qos2_publish": True,
         },
         "system_account": SYSTEM_ACCOUNT,

@@ -22,6 +22,9 @@ ACCOUNT: Final = "HUBLINE"
 DELIVERIES: Final = "$MQTT.sub.>"
 """From where nats-server hands a session its messages of QoS 1; a client that names it in a SUBSCRIBE is refused all the same."""
 
+DELIVERIES_STREAM: Final = "$MQTT_msgs"
+"""The stream of nats-server's own in which messages wait for subscribers with QoS 1."""
+
 INBOXES: Final = "_INBOX.>"
 """Where answers to requests arrive; only the cloud service speaks NATS, so nobody else's are there."""
 
@@ -40,8 +43,10 @@ _STREAM_API: Final = (
     f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.>",
     f"$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.>",
     f"$JS.ACK.{STREAM}.>",
+    f"$JS.API.STREAM.INFO.{DELIVERIES_STREAM}",
+    f"$JS.API.STREAM.UPDATE.{DELIVERIES_STREAM}",
 )
-"""What a worker asks of its stream and its consumer; no other stream, above all none of the MQTT sessions'."""
+"""What a worker asks of its stream and its consumer, and that it may bound what waits for subscribers with QoS 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+import orjson
 from msgspec import Struct
 
 from broker.engines.nats_client import connected
-from broker.engines.nats_rights import STREAM, subject_of, topic_of
+from broker.engines.nats_rights import DELIVERIES_STREAM, STREAM, subject_of, topic_of
 from broker.topics import hub_filter
 from config import limits
 from config.errors import TransportError
@@ -29,6 +30,7 @@ __all__ = [
     "CONSUMER",
     "STREAM",
     "StreamState",
+    "bound_deliveries",
     "connect",
     "ensure_stream",
     "pull",
@@ -39,6 +41,14 @@ __all__ = [
 
 CONSUMER: Final = "ingest"
 """The consumer that all workers share."""
+
+
+class _Refusal(Struct, frozen=True):
+    description: str = "refused"
+
+
+class _Answer(Struct, frozen=True):
+    error: _Refusal | None = None
 
 
 class _State(Struct, frozen=True):
@@ -124,6 +134,36 @@ async def ensure_stream(js: JetStreamContext, fleet: str, replicas: int = 1) -> 
         raise TransportError(f"stream {STREAM}", str(exc) or type(exc).__name__) from exc
 
 
+async def bound_deliveries(client: Client, size_max_bytes: int = limits.NATS_DELIVERIES_MAX_BYTES) -> None:
+    """Bound what waits for subscribers with QoS 1, which nats-server does not: one who is slow or gone would fill the disk.
+
+    That stream comes with the first MQTT client; to be called now and then. Raises TransportError, also before it is there.
+    """
+    wanted = {
+        "max_bytes": size_max_bytes,
+        "max_age": int(limits.NATS_DELIVERIES_MAX_AGE_S * 1e9),
+        "discard": "old",
+    }
+    told: dict[str, Any] = orjson.loads(await _asked(client, "INFO", DELIVERIES_STREAM))
+    config = told["config"]  # As it was told, also what we don't know: an update says all of it.
+    if not wanted.items() <= config.items():
+        await _asked(client, "UPDATE", DELIVERIES_STREAM, orjson.dumps({**config, **wanted}))
+
+
+async def _asked(client: Client, what: str, stream: str, request: bytes = b"") -> bytes:
+    """Return the answer about a stream. Raises TransportError: there is none, nobody leads it now, or it says no."""
+    from nats.errors import Error
+
+    try:
+        answer = await client.request(f"$JS.API.STREAM.{what}.{stream}", request, limits.NATS_REQUEST_S)
+        refused = msgspec.json.decode(answer.data, type=_Answer).error
+    except (Error, TimeoutError, msgspec.DecodeError) as exc:
+        raise TransportError(f"stream {stream}", str(exc) or type(exc).__name__) from exc
+    if refused is not None:
+        raise TransportError(f"stream {stream}", refused.description)
+    return answer.data
+
+
 async def pull(js: JetStreamContext, durable: str = CONSUMER) -> JetStreamContext.PullSubscription:
     """Return what a worker fetches its messages from. It is lost with the client's connection only if that is closed."""
     return await js.pull_subscribe_bind(durable=durable, stream=STREAM)
@@ -131,13 +171,10 @@ async def pull(js: JetStreamContext, durable: str = CONSUMER) -> JetStreamContex
 
 async def state_of(client: Client) -> StreamState:
     """Ask how full the stream is. Raises TransportError: there is none, or nobody leads it now."""
-    from nats.errors import Error
-
     try:
-        answer = await client.request(f"$JS.API.STREAM.INFO.{STREAM}", b"", limits.NATS_REQUEST_S)
-        told = msgspec.json.decode(answer.data, type=_Told)
-    except (Error, TimeoutError, msgspec.DecodeError) as exc:
-        raise TransportError(f"stream {STREAM}", str(exc) or type(exc).__name__) from exc
+        told = msgspec.json.decode(await _asked(client, "INFO", STREAM), type=_Told)
+    except msgspec.DecodeError as exc:
+        raise TransportError(f"stream {STREAM}", str(exc)) from exc
     state, oldest_s = told.state, 0.0
     if state.messages and state.first_ts is not None and told.ts is not None:
         oldest_s = (told.ts - state.first_ts).total_seconds()

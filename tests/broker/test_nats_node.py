@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 
-from broker.engines import nats_stream
+from broker.engines import nats_rights, nats_stream
 from broker.topics import Topic, everything_filter, hub_filter
-from config import provision
+from config import limits, provision
 from config.errors import HublineError
 from tests.broker.raw_mqtt import CONNACK, RawClient, connect, publish, subscribe
 from tests.fleet import until
@@ -197,6 +198,32 @@ def test_what_hubs_send_waits_for_a_worker_and_is_answered_over_nats(node: Clust
         for each in got:
             await each.ack_sync()
         assert (await stream.stream_info(nats_stream.STREAM)).state.messages == 0
+        await client.close()
+        await closed(member)
+
+    asyncio.run(story())
+
+
+def test_a_subscriber_that_never_comes_back_fills_no_disk(node: Cluster) -> None:
+    """The least of all members would stop the ingest of a whole fleet: the stream for the workers is on the same disk."""
+    own = node.hub("disk-1")
+    provision.reader(node.directory, "gone-1")
+    info = f"$JS.API.STREAM.INFO.{nats_rights.DELIVERIES_STREAM}"
+
+    async def story() -> None:
+        reader = await node.join(node.identity("reader", "gone-1"), "gone-1_x", clean=False)
+        await closed(await subscribed(reader, everything_filter("acme")))
+        client = await nats_stream.connect(node.nats, node.service)
+        await nats_stream.bound_deliveries(client, 1_000_000)
+        member = await node.join(own)
+        for number in range(100):
+            member.send(publish(up("disk-1"), b"x" * 20_000, packet_id=number + 1))
+            assert (await member.answer())[0] == PUBACK
+        told = orjson.loads((await client.request(info, b"", 5)).data)
+        assert 0 < told["state"]["bytes"] <= 1_000_000
+        await nats_stream.bound_deliveries(client)
+        config = orjson.loads((await client.request(info, b"", 5)).data)["config"]
+        assert (config["max_bytes"], config["retention"]) == (limits.NATS_DELIVERIES_MAX_BYTES, "interest")
         await client.close()
         await closed(member)
 

@@ -6,8 +6,9 @@ What is refused or dropped there is still with its hub, and what is delivered tw
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 from nats.js import JetStreamContext
@@ -51,13 +52,13 @@ def nothing_left_behind() -> None:
 class Worker:
     """A worker without a database: stores in `stored`, acknowledges to the hub, and then to the stream if it `settles`."""
 
-    def __init__(self, node: Cluster, *, settles: bool = True):
+    def __init__(self, node: Cluster, *, settles: bool = True, nats: Sequence[str] | None = None):
         self.arrived: list[tuple[str, int]] = []
         self.stored: set[tuple[str, int]] = set()
         self.receipts: list[int] = []
         self.settles = settles
         self.connections = 0
-        settings = CloudSettings(node.service, CloudProcess(intake="jetstream", nats=list(node.nats)))
+        settings = CloudSettings(node.service, CloudProcess(intake="jetstream", nats=list(nats or node.nats)))
         self.intake = JetStreamIntake(settings, self._on)
         self._reader = EnvelopeReader()
 
@@ -247,6 +248,32 @@ def test_a_lost_acknowledgement_is_given_again_and_nothing_waits_for_it(node: Cl
             assert worker.intake.waiting == 0
 
     asyncio.run(story())
+
+
+def test_a_stream_that_one_node_held_is_spread_over_three_and_never_taken_back(tmp_path: Path) -> None:
+    """It was made when the cluster was smaller, or by a worker that knew of one node only: one death would stop the ingest."""
+
+    async def copies(node: Cluster) -> tuple[int | None, int | None]:
+        client = await nats_stream.connect(node.nats, node.service)
+        try:
+            stream = client.jetstream()
+            of_consumer = (await stream.consumer_info(STREAM, CONSUMER)).config.num_replicas
+            return (await stream.stream_info(STREAM)).config.num_replicas, of_consumer
+        finally:
+            await client.close()
+
+    async def story(node: Cluster) -> None:
+        async with stream_of(node):
+            assert await copies(node) == (1, 1)
+        for known in (node.nats, node.nats[:1]):
+            worker = Worker(node, nats=known)
+            async with worker.at_work(), asyncio.timeout(SOON_S):
+                while not worker.connections:
+                    await asyncio.sleep(0.02)
+            assert await copies(node) == (3, 3)
+
+    with running_cluster(tmp_path, nodes=3) as node:
+        asyncio.run(story(node))
 
 
 @pytest.mark.soak  # It waits as long as an election may take.

@@ -243,6 +243,30 @@ def test_each_node_killed_ten_times_never_stalls_the_stream_for_15_seconds(fleet
 
 
 @pytest.mark.soak
+def test_no_other_death_stalls_the_stream_for_15_seconds(fleet: ClusterFleet) -> None:
+    """That of either worker, and that of PostgreSQL, which is started again at once."""
+    stalls = []
+    for worker in WORKERS:
+        killed_at = time.monotonic()
+        fleet.kill(worker)
+        fleet.stream.wait_until_flowing()
+        stalls.append((worker, *fleet.stream.stalls(killed_at)))
+        fleet.start(worker)
+        until("it stores again", lambda: fleet.stored_by(worker) > 0)  # noqa: B023
+    killed_at = time.monotonic()
+    kill_database(fleet)
+    fleet.database.start()
+    fleet.stream.wait_until_flowing()
+    stalls.append(("PostgreSQL", *fleet.stream.stalls(killed_at)))
+    fleet.revive()
+    until("one of the operations is active", fleet.active)
+    print("stalled (what, stream, worst sender):", stalls, flush=True)
+    fleet.wait_until_flowing()
+    fleet.assert_the_stream_is_stored_once()
+    assert max(stream_s for _, stream_s, _ in stalls) <= STALL_MAX_S, stalls
+
+
+@pytest.mark.soak
 def test_the_database_can_be_away_for_two_minutes(fleet: ClusterFleet) -> None:
     """Hubs and stream keep what comes meanwhile, and it is stored when the database is back."""
     kill_database(fleet)
