@@ -254,12 +254,12 @@ class JetStreamIntake:
 
     async def _look(self, client: Client) -> None:
         """Look how full the stream is, now and then, and that nothing else on the nodes' disks takes its place."""
-        from broker.engines.nats_stream import bound_deliveries, state_of
+        from broker.engines.nats_stream import bound_others, state_of
 
         while True:
             try:
                 self._watch.look(await state_of(client), monotonic_s())
-                await bound_deliveries(client)
+                await bound_others(client)
             except TransportError as exc:
                 _log.debug("stream_not_seen", reason=exc.reason)
             await asyncio.sleep(limits.JETSTREAM_LOOK_S)

@@ -201,7 +201,7 @@ NATS_RETRY_LATER_S: Final = 1.0
 """The same once it has said that it can't: each attempt may cost both of them a handshake."""
 
 NATS_UNREACHED_S: Final = 10.0
-"""A supervisor that can't reach its own server for so long says so: a server needs a second or two to start, while nobody gets in."""
+"""A supervisor that can't reach its own server for so long says so, as nobody gets in; a server starts in a second or two."""
 
 NATS_REQUEST_S: Final = 5.0
 """For an answer of a nats-server about itself or about a stream; a cluster that has no leader yet gives none."""
@@ -229,6 +229,9 @@ NATS_DELIVERIES_MAX_BYTES: Final = 1024**3
 
 NATS_DELIVERIES_MAX_AGE_S: Final = 3600.0
 """How long it waits at most: nobody relies on what a broker keeps."""
+
+NATS_RETAINED_MAX_BYTES: Final = 1024**3
+"""Of it, what may be retained: several times what 20,000 hubs need. Beyond it no new topic is, and who has one renews it."""
 
 NATS_SUBSCRIBER_GONE_S: Final = 3600.0
 """After this a session that was not clean and has not come back is forgotten, as with Mosquitto."""

@@ -25,6 +25,9 @@ DELIVERIES: Final = "$MQTT.sub.>"
 DELIVERIES_STREAM: Final = "$MQTT_msgs"
 """The stream of nats-server's own in which messages wait for subscribers with QoS 1."""
 
+RETAINED_STREAM: Final = "$MQTT_rmsgs"
+"""The one that holds what is retained, a message for each topic."""
+
 INBOXES: Final = "_INBOX.>"
 """Where answers to requests arrive; only the cloud service speaks NATS, so nobody else's are there."""
 
@@ -43,10 +46,10 @@ _STREAM_API: Final = (
     f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.>",
     f"$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.>",
     f"$JS.ACK.{STREAM}.>",
-    f"$JS.API.STREAM.INFO.{DELIVERIES_STREAM}",
-    f"$JS.API.STREAM.UPDATE.{DELIVERIES_STREAM}",
+    *(f"$JS.API.STREAM.{what}.{own}" for own in (DELIVERIES_STREAM, RETAINED_STREAM) for what in ("INFO", "UPDATE")),
 )
-"""What a worker asks of its stream and its consumer, and that it may bound what waits for subscribers with QoS 1."""
+"""What a worker asks of its stream and its consumer, and to bound two of nats-server's own streams; of no other one, above all
+not that of the MQTT sessions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ what is old: nothing is acknowledged then, so the hubs keep it and send it again
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +16,7 @@ import orjson
 from msgspec import Struct
 
 from broker.engines.nats_client import connected
-from broker.engines.nats_rights import DELIVERIES_STREAM, STREAM, subject_of, topic_of
+from broker.engines.nats_rights import DELIVERIES_STREAM, RETAINED_STREAM, STREAM, subject_of, topic_of
 from broker.topics import hub_filter
 from config import limits
 from config.errors import TransportError
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
 __all__ = [
+    "BOUNDS",
     "CONSUMER",
     "STREAM",
     "StreamState",
-    "bound_deliveries",
+    "bound_others",
     "connect",
     "ensure_stream",
     "pull",
@@ -41,6 +42,18 @@ __all__ = [
 
 CONSUMER: Final = "ingest"
 """The consumer that all workers share."""
+
+
+BOUNDS: Final[Mapping[str, Mapping[str, object]]] = {
+    DELIVERIES_STREAM: {
+        "max_bytes": limits.NATS_DELIVERIES_MAX_BYTES,
+        "max_age": int(limits.NATS_DELIVERIES_MAX_AGE_S * 1e9),
+        "discard": "old",
+    },
+    RETAINED_STREAM: {"max_bytes": limits.NATS_RETAINED_MAX_BYTES, "discard": "new"},
+}
+"""In the words of JetStream's API. A subscriber with QoS 1 that is slow or gone loses its oldest messages; when too much is
+retained, no further topic is, and those that are stay up to date."""
 
 
 class _Refusal(Struct, frozen=True):
@@ -134,20 +147,16 @@ async def ensure_stream(js: JetStreamContext, fleet: str, replicas: int = 1) -> 
         raise TransportError(f"stream {STREAM}", str(exc) or type(exc).__name__) from exc
 
 
-async def bound_deliveries(client: Client, size_max_bytes: int = limits.NATS_DELIVERIES_MAX_BYTES) -> None:
-    """Bound what waits for subscribers with QoS 1, which nats-server does not: one who is slow or gone would fill the disk.
+async def bound_others(client: Client, bounds: Mapping[str, Mapping[str, object]] = BOUNDS) -> None:
+    """Bound the streams that nats-server makes without bounds: what only one member has caused would fill the nodes' disks.
 
-    That stream comes with the first MQTT client; to be called now and then. Raises TransportError, also before it is there.
+    They come with the first MQTT client; to be called now and then. Raises TransportError, also before they are there.
     """
-    wanted = {
-        "max_bytes": size_max_bytes,
-        "max_age": int(limits.NATS_DELIVERIES_MAX_AGE_S * 1e9),
-        "discard": "old",
-    }
-    told: dict[str, Any] = orjson.loads(await _asked(client, "INFO", DELIVERIES_STREAM))
-    config = told["config"]  # As it was told, also what we don't know: an update says all of it.
-    if not wanted.items() <= config.items():
-        await _asked(client, "UPDATE", DELIVERIES_STREAM, orjson.dumps({**config, **wanted}))
+    for stream, wanted in bounds.items():
+        told: dict[str, Any] = orjson.loads(await _asked(client, "INFO", stream))
+        config = told["config"]  # As it was told, also what we don't know: an update says all of it.
+        if not wanted.items() <= config.items():
+            await _asked(client, "UPDATE", stream, orjson.dumps({**config, **wanted}))
 
 
 async def _asked(client: Client, what: str, stream: str, request: bytes = b"") -> bytes:

@@ -56,11 +56,11 @@ def test_who_publishes_nothing_is_told_so() -> None:
 
 
 def test_the_cloud_service_reaches_its_stream_and_no_other() -> None:
-    """The streams of the MQTT sessions hold everybody's subscriptions. It may bound the one of what waits for subscribers."""
+    """The streams of the MQTT sessions hold everybody's subscriptions. Two others it may bound."""
     granted = permissions(Principal("acme", "-", "cloud", "cloud"), "-")
     assert granted is not None
     inside = {subject for subject in granted.publish if subject.startswith("$") and "HUBLINE_UP" not in subject}
-    bounding = {f"$JS.API.STREAM.{what}.$MQTT_msgs" for what in ("INFO", "UPDATE")}
+    bounding = {f"$JS.API.STREAM.{what}.$MQTT_{own}" for what in ("INFO", "UPDATE") for own in ("msgs", "rmsgs")}
     assert inside == {"$JS.API.INFO", *bounding}
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
+from nats.aio.client import Client
 
-from broker.engines import nats_rights, nats_stream
+from broker.engines import nats_stream
+from broker.engines.nats_rights import DELIVERIES_STREAM, RETAINED_STREAM
 from broker.topics import Topic, everything_filter, hub_filter
 from config import limits, provision
 from config.errors import HublineError
@@ -20,6 +23,7 @@ from tests.nats import Cluster, needs_nats, running_cluster
 pytestmark = needs_nats
 
 PUBACK = 0x40
+SMALL_BYTES = 1_000_000
 NOT_AUTHORIZED = b"\x20\x02\x00\x05"
 REFUSED = b"\x90\x03\x00\x07\x80"
 
@@ -208,26 +212,63 @@ def test_a_subscriber_that_never_comes_back_fills_no_disk(node: Cluster) -> None
     """The least of all members would stop the ingest of a whole fleet: the stream for the workers is on the same disk."""
     own = node.hub("disk-1")
     provision.reader(node.directory, "gone-1")
-    info = f"$JS.API.STREAM.INFO.{nats_rights.DELIVERIES_STREAM}"
 
     async def story() -> None:
         reader = await node.join(node.identity("reader", "gone-1"), "gone-1_x", clean=False)
         await closed(await subscribed(reader, everything_filter("acme")))
         client = await nats_stream.connect(node.nats, node.service)
-        await nats_stream.bound_deliveries(client, 1_000_000)
+        await bounded(client, DELIVERIES_STREAM)
         member = await node.join(own)
         for number in range(100):
             member.send(publish(up("disk-1"), b"x" * 20_000, packet_id=number + 1))
             assert (await member.answer())[0] == PUBACK
-        told = orjson.loads((await client.request(info, b"", 5)).data)
-        assert 0 < told["state"]["bytes"] <= 1_000_000
-        await nats_stream.bound_deliveries(client)
-        config = orjson.loads((await client.request(info, b"", 5)).data)["config"]
+        assert 0 < (await told_of(client, DELIVERIES_STREAM))["state"]["bytes"] <= SMALL_BYTES
+        await nats_stream.bound_others(client)
+        config = (await told_of(client, DELIVERIES_STREAM))["config"]
         assert (config["max_bytes"], config["retention"]) == (limits.NATS_DELIVERIES_MAX_BYTES, "interest")
         await client.close()
         await closed(member)
 
     asyncio.run(story())
+
+
+def test_a_hub_that_makes_up_topics_without_end_fills_no_disk(node: Cluster) -> None:
+    """Everybody else's states stay, and go on to be renewed."""
+    honest, other = node.hub("room-1"), node.hub("room-2")
+    state = str(Topic.hub_state("acme", "berlin", "room-1"))
+
+    async def story() -> None:
+        first, flood = await node.join(honest), await node.join(other)
+        first.send(publish(state, b"before", retain=True))
+        await first.answer()
+        client = await nats_stream.connect(node.nats, node.service)
+        await bounded(client, RETAINED_STREAM)
+        for number in range(40):
+            topic = str(Topic.up("acme", "berlin", "room-2", f"kind-{number}"))
+            flood.send(publish(topic, b"x" * 50_000, retain=True, packet_id=number + 1))
+            await flood.answer()
+        assert (await told_of(client, RETAINED_STREAM))["state"]["bytes"] <= SMALL_BYTES
+        first.send(publish(state, b"after", retain=True))
+        await first.answer()
+        viewer = await subscribed(await node.join(node.service, "cloud_room"), state)
+        assert await viewer.expect(1) == [(state, b"after", True)]
+        await nats_stream.bound_others(client)
+        await client.close()
+        await closed(first, flood, viewer)
+
+    asyncio.run(story())
+    until("it is said who it was", lambda: any("room-2" in str(line.get("line")) for line in node.log("cloud")))
+
+
+async def bounded(client: Client, stream: str) -> None:
+    """Give one of the streams a small bound."""
+    await nats_stream.bound_others(client, {stream: {**nats_stream.BOUNDS[stream], "max_bytes": SMALL_BYTES}})
+
+
+async def told_of(client: Client, stream: str) -> dict[str, Any]:
+    answer = await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", 5)
+    told: dict[str, Any] = orjson.loads(answer.data)
+    return told
 
 
 def test_hub_that_is_new_after_the_start_gets_in_at_once(node: Cluster) -> None:
