@@ -94,7 +94,7 @@ def ingest(plan: Plan, tell: Tell) -> Found:
                 return [sample.cloud_cpu_s - sample.cpu_s["cloud broker"] for sample in found]
 
             small = asyncio.run(samples())
-            before, after = _grown(rig, database, wanted)
+            before, after, size_bytes = _grown(rig, database, wanted)
             large = asyncio.run(samples())
         tell(
             f"  {database}: {median(small):.3f} s for 1000 messages with {before:,}, {median(large):.3f} s with {after:,}"
@@ -102,20 +102,26 @@ def ingest(plan: Plan, tell: Tell) -> Found:
         ratios = [much / median(small) for much in large]
         name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[database]
         rows.append(
-            (name, f"{before:,}", spread(small, ".3f"), f"{after:,}", spread(large, ".3f"), spread(ratios, ".2f"))
+            (
+                *(name, f"{before:,}", spread(small, ".3f"), f"{after:,}", spread(large, ".3f"), spread(ratios, ".2f")),
+                f"{size_bytes / after:,.0f}",
+            )
         )
         what = f"ingest cost per message with {after / before:.0f} times the messages in {name}"
         goals.append(ratio_goal(what, ratios, 1.1, most=True, than="with few"))
     title = f"Ingest with a small and a large database, {INGEST_RATE:g} messages/s of 10 readings"
-    headings = ("", "messages at first", "CPU s per 1000", "messages then", "CPU s per 1000", "then ÷ at first")
+    headings = (
+        *("", "messages at first", "CPU s per 1000", "messages then", "CPU s per 1000", "then ÷ at first"),
+        "bytes on disk per message",
+    )
     said = (
         "CPU of the cloud service and its database. The large one is the small one with its messages copied many times."
     )
     return Found([Grid(title, said, headings, rows)], goals)
 
 
-def _grown(rig: Rig, database: Database, wanted: int) -> tuple[int, int]:
-    """Copy the messages until there are as many as wanted; return how many there were, and are."""
+def _grown(rig: Rig, database: Database, wanted: int) -> tuple[int, int, int]:
+    """Copy the messages until there are as many as wanted; return how many there were, and are, and the database's bytes."""
     columns = (
         "stream_no",
         "kind",
@@ -139,11 +145,11 @@ def _grown(rig: Rig, database: Database, wanted: int) -> tuple[int, int]:
                 with connection:
                     connection.execute(copy.format(number * _SHIFT))
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            return before, int(connection.execute(count).fetchone()[0])
+            return before, int(connection.execute(count).fetchone()[0]), rig.sqlite.stat().st_size
         finally:
             connection.close()
 
-    async def in_postgres() -> tuple[int, int]:
+    async def in_postgres() -> tuple[int, int, int]:
         connection = await rig.postgres()
         try:
             before = int(await connection.fetchval(count))
@@ -154,7 +160,8 @@ def _grown(rig: Rig, database: Database, wanted: int) -> tuple[int, int]:
                 "CHECKPOINT",
             ):  # What the copying leaves to be done is not the ingest's.
                 await connection.execute(afterwards)
-            return before, int(await connection.fetchval(count))
+            size_bytes = int(await connection.fetchval("SELECT pg_database_size(current_database())"))
+            return before, int(await connection.fetchval(count)), size_bytes
         finally:
             await connection.close()
 

@@ -14,7 +14,9 @@ import psutil
 import pytest
 
 from config import limits
+from tests.end_to_end.conftest import NEEDS_MOSQUITTO
 from tests.fleet import HUBLINE, Fleet, running_fleet, until
+from tests.nats import needs_nats
 from tests.network import requires_root
 
 
@@ -224,12 +226,24 @@ def test_two_roles_on_one_port_give_one_line(fleet: Fleet) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_demo_ends_by_itself_with_a_clean_audit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "engines",
+    [
+        pytest.param((), id="embedded"),
+        pytest.param(("--engine", "mosquitto"), id="mosquitto", marks=[NEEDS_MOSQUITTO, pytest.mark.soak]),
+        pytest.param(
+            ("--engine", "nats", "--database", "postgresql"),
+            id="nats and postgresql",
+            marks=[needs_nats, pytest.mark.soak],
+        ),
+    ],
+)
+def test_the_demo_ends_by_itself_with_a_clean_audit(engines: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [*HUBLINE, "demo", "--seconds", "8", "--hubs", "2", "--dir", str(tmp_path / "demo")],
+        [*HUBLINE, "demo", "--seconds", "8" if not engines else "30", "--hubs", "2", *engines],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
