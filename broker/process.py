@@ -1,4 +1,4 @@
-"""Runs one role's asyncio main until the system or a person asks it to stop."""
+"""Runs one role's asyncio main until the system or a person asks it to stop, and through everything else."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 
     A second signal ends the process at once, as a person who asks twice expects. A fault of ours in a callback or a
     `watched` task ends it too, with status 1: a service manager starts it anew, where half a process would go on in silence.
+
+    SIGHUP sets `stop` too if the terminal that we had is gone. Else it asks, as it asks a service, to read files again: that
+    is done all the time, so we go on. Where SIGHUP is ignored, as by nohup, it stays so.
     """
     faults: list[BaseException] = []
 
@@ -56,11 +59,31 @@ def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
                 loop.add_signal_handler(number, on_signal, number)
             except NotImplementedError:  # Windows' default loop has no signal handlers.
                 signal.signal(number, lambda got, _frame: loop.call_soon_threadsafe(on_signal, got))
+        if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, _on_hangup, stop, _has_terminal())
         await main(stop)
 
     asyncio.run(supervised())
     if faults:
         sys.exit(1)
+
+
+def _has_terminal() -> bool:
+    """Tell whether a terminal controls this process, whatever its streams are."""
+    try:
+        os.close(os.open(os.ctermid(), os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def _on_hangup(stop: asyncio.Event, had_terminal: bool) -> None:
+    """Go on, or stop. Both the system and a shell that ends may say it: twice is no hurry."""
+    if had_terminal and not _has_terminal():
+        stop.set()
+    else:
+        reason = "certificates and lists are read again by themselves when they change, settings only at a start"
+        _log.info("hangup_ignored", reason=reason)
 
 
 def watched(task: asyncio.Task[T]) -> asyncio.Task[T]:

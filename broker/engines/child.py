@@ -311,6 +311,7 @@ class EngineProcess:
             "restarts": self.restarts,
             "hangs": self.hangs,
             "unanswered": self.unanswered,
+            **self._engine.beside(),
             "counters": {
                 "refused": dict(self._refusals.by_kind),
                 "refused_by_client": self._refusals.by_client(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -115,6 +115,10 @@ class Nats(Engine):
         if authorization(settings) != "callout":
             return ()
         return (self._supervisor.supervise(settings, folder, bridging_connector(settings)),)
+
+    def beside(self) -> Mapping[str, object]:
+        """Return whether clients can be let in."""
+        return self._supervisor.callout()
 
     def _asking(self, connector: ConnectorSettings | None) -> dict[str, Any]:
         """Return the accounts and the authorization of a node that asks its supervisor about each client.

@@ -53,10 +53,14 @@ class Doorkeeper:
         self._more = more
         self._issuer = issuer
         self._context = ServerContext(settings.identity, settings.broker.crl)
+        self._shut_out = self._revoked_serials()
 
     def reload_if_changed(self) -> bool:
         """Read certificates and revocation list again if they have changed. Raises SettingsError; the old ones hold then."""
-        return self._context.reload_if_changed()
+        changed = self._context.reload_if_changed()
+        if changed:
+            self._shut_out = self._revoked_serials()
+        return changed
 
     def answer(self, question: bytes, now_s: int) -> Answer | None:
         """Answer one question, unless another node has asked it. Raises ProtocolError if it is none."""
@@ -94,8 +98,11 @@ class Doorkeeper:
 
     def is_shut_out(self, name: str) -> bool:
         """Tell whether a session must end: by the name that our token has given it."""
-        _, _, serial = name.rpartition(" ")
-        return any(serial == f"{revoked:x}" for _, revoked in self._context.revoked)
+        return name.rpartition(" ")[2] in self._shut_out
+
+    def _revoked_serials(self) -> frozenset[str]:
+        """Return the revoked certificates' numbers as they stand at the end of sessions' names."""
+        return frozenset(f"{serial:x}" for _, serial in self._context.revoked)
 
 
 def _certificate_of(request: Request) -> x509.Certificate:

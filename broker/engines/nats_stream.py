@@ -154,9 +154,9 @@ async def bound_others(client: Client, bounds: Mapping[str, Mapping[str, object]
     """
     for stream, wanted in bounds.items():
         told: dict[str, Any] = orjson.loads(await _asked(client, "INFO", stream))
-        config = told["config"]  # As it was told, also what we don't know: an update says all of it.
-        if not wanted.items() <= config.items():
-            await _asked(client, "UPDATE", stream, orjson.dumps({**config, **wanted}))
+        was = told["config"]  # As it was told, also what we don't know: an update says all of it.
+        if not wanted.items() <= was.items():
+            await _asked(client, "UPDATE", stream, orjson.dumps({**was, **wanted}))
 
 
 async def _asked(client: Client, what: str, stream: str, request: bytes = b"") -> bytes:

@@ -67,3 +67,7 @@ class Engine(Protocol):
     ) -> Sequence[Coroutine[Any, Any, None]]:
         """Return what must run beside it, until cancelled. `members` gives those of now, whenever it is called."""
         return ()
+
+    def beside(self) -> Mapping[str, object]:
+        """Return what status.json says of what runs beside it."""
+        return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,23 @@ def test_revoked_hub_is_put_out_and_stays_out_while_others_stay(node: Cluster) -
     assert node.engine("cloud") == before
 
 
+def test_sighup_neither_ends_the_broker_nor_its_engine_nor_a_session(node: Cluster) -> None:
+    """Administrators send it to have files read again; whoever ends by it takes a whole site along."""
+    own, before = node.hub("hup-1"), node.engine("cloud")
+
+    async def story() -> None:
+        member = await node.join(own)
+        node.running["cloud"].send_signal(signal.SIGHUP)
+        await asyncio.to_thread(
+            until, "it is heard", lambda: any(line["event"] == "hangup_ignored" for line in node.log("cloud"))
+        )
+        assert await member.quiet() == []
+        await closed(member, await node.join(node.hub("hup-2")))
+
+    asyncio.run(story())
+    assert node.engine("cloud") == before
+
+
 def test_reinstated_hub_gets_in_with_its_new_certificate_only(node: Cluster) -> None:
     """The old one is on a machine that was stolen."""
     old = node.hub("back-1")
@@ -224,8 +242,8 @@ def test_a_subscriber_that_never_comes_back_fills_no_disk(node: Cluster) -> None
             assert (await member.answer())[0] == PUBACK
         assert 0 < (await told_of(client, DELIVERIES_STREAM))["state"]["bytes"] <= SMALL_BYTES
         await nats_stream.bound_others(client)
-        config = (await told_of(client, DELIVERIES_STREAM))["config"]
-        assert (config["max_bytes"], config["retention"]) == (limits.NATS_DELIVERIES_MAX_BYTES, "interest")
+        kept = (await told_of(client, DELIVERIES_STREAM))["config"]
+        assert (kept["max_bytes"], kept["retention"]) == (limits.NATS_DELIVERIES_MAX_BYTES, "interest")
         await client.close()
         await closed(member)
 
