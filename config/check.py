@@ -1,26 +1,44 @@
 """Says what is wrong with the files that settings name: certificate, key, authorities and revocation list of one role.
 
-Also what is doubtful in the settings themselves, and what an engine needs.
+Also what is doubtful in the settings themselves, and what an engine or the cloud service would refuse when it is run.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import stat
+from collections.abc import Callable
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from cryptography import x509
 
-from config import limits, members, pki, remote
+from config import limits, pki, remote
 from config.errors import RefusedError, SettingsError
 from config.principal import Role, principal_of
-from config.settings import BrokerSettings, CloudProcess, CloudSettings, HubMode, HubSettings, Identity, Settings
+from config.settings import (
+    BrokerSettings,
+    CloudProcess,
+    CloudSettings,
+    HubMode,
+    HubSettings,
+    Identity,
+    Nats,
+    Settings,
+    effective,
+)
 
 _CRL: Final = re.compile(b"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 _CLOCK: Final = "check this machine's clock"
+_WITH_PASSWORD: Final = re.compile(r"postgresql[^:]*://[^/@:]*:[^@]+@")
+
+_ENGINE: Final = "broker.engines.prepared:complaints"
+_POSTGRESQL: Final = "cloud.postgres_engine:require_driver"
+"""What refuses an engine, or the URL of a PostgreSQL, when it is run: loaded by name as commands are, and only when wanted."""
 
 
 class Finding(NamedTuple):
@@ -34,8 +52,11 @@ class Finding(NamedTuple):
         return self.problem if self.file is None else f"{self.file}: {self.problem}"
 
 
-def findings(settings: Settings, role: Role) -> list[Finding]:
-    """Return everything that is wrong with the files of `settings`, and what is doubtful in them; else an empty list."""
+def findings(settings: Settings, role: Role, file: Path | None = None) -> list[Finding]:
+    """Return everything that is wrong with the files of `settings`, and what is doubtful in them; else an empty list.
+
+    `file` is what they were read from, for what is wrong with that itself.
+    """
     identity, found = settings.identity, list[Finding]()
     authorities = _certificates(identity.ca, found)
     leaves = _certificates(identity.cert, found)
@@ -54,62 +75,83 @@ def findings(settings: Settings, role: Role) -> list[Finding]:
                 found += _of_dates(issuer, identity.ca, "a second authority")
     if isinstance(settings, BrokerSettings) and settings.broker.crl is not None:
         found += _of_revocation_lists(settings.broker.crl, authorities, leaves)
-    if isinstance(settings, BrokerSettings) and settings.broker.engine in ("mosquitto", "nats"):
-        found += _of_engine(settings)
+    if isinstance(settings, BrokerSettings):
+        found += _of_engine(settings, found)
     if isinstance(settings, CloudSettings):
-        found += _of_intake(settings.cloud)
+        found += _of_intake(settings.cloud) + _of_database(settings.cloud, file)
     if isinstance(settings, HubSettings):
         found += _of_mode(settings.mode)
     return found
 
 
-def _of_engine(settings: BrokerSettings) -> list[Finding]:
-    """Return what an engine that exists lacks to be run."""
-    own, found = settings.broker, list[Finding]()
-    if own.members is None:
-        found.append(
-            Finding(None, f"broker.members: is needed by {own.engine}: name members.json, which is in the bundle")
-        )
-    else:
-        try:
-            listed = members.read(own.members)
-        except SettingsError as exc:
-            found.append(Finding(None, str(exc)))
-        else:
-            if listed.fleet != settings.identity.fleet:
-                found.append(Finding(own.members, f"lists the members of another fleet, {listed.fleet}"))
-    if own.program is not None and not os.access(own.program, os.X_OK):
-        found.append(Finding(None, f"broker.program = {str(own.program)!r}: is no program that can be started"))
-    return found + (_of_node(settings) if own.engine == "nats" else [])
-
-
-def _of_node(settings: BrokerSettings) -> list[Finding]:
-    node, found = settings.nats, list[Finding]()
-    if len(settings.broker.listen) != 1:
-        found.append(Finding(None, f"broker.listen = {settings.broker.listen}: nats-server serves MQTT at one address"))
-    if node.cluster_listen is None:
-        if node.replicas > 1:
-            problem = "needs a cluster of as many nodes: set nats.cluster_listen and nats.routes"
-            found.append(Finding(None, f"nats.replicas = {node.replicas}: {problem}"))
-        return found
-    paths = {"ca": node.cluster_ca, "cert": node.cluster_cert, "key": node.cluster_key}
-    for name, path in paths.items():
-        if path is None:
-            found.append(
-                Finding(None, f"nats.cluster_{name}: is needed by a node: name cluster-{name}.pem of the bundle")
-            )
-        else:
+def _of_engine(settings: BrokerSettings, so_far: list[Finding]) -> list[Finding]:
+    """Return why an engine that exists would not be run; of certificates only what nothing has been found of `so_far`."""
+    own, identity = settings.broker, settings.identity
+    if own.engine not in ("mosquitto", "nats"):
+        if own.bridge is None:
+            return []
+        doubt = f"counts for mosquitto and nats only: {own.engine} does not bridge by itself"
+        return [Finding(None, f"broker.bridge = {str(own.bridge)!r}: {doubt}", fatal=False)]
+    found, proofs = list[Finding](), {identity.ca, identity.cert, identity.key}
+    if own.crl is not None:
+        proofs.add(own.crl)
+    if own.engine == "nats":
+        node = _proofs_of_node(settings.nats)
+        for path in node:
             _content(path, found)
-    return found
+        proofs |= set(node)
+        if settings.nats.authorization != "permissions":
+            found += _of_nats_py('broker.engine = "nats"')
+    is_told = any(each.fatal and each.file in proofs for each in (*so_far, *found))
+    complaints = cast(Callable[[BrokerSettings], list[SettingsError]], _named(_ENGINE))
+    unfit = [each for each in complaints(settings) if not (is_told and each.file in proofs)]
+    return found + [Finding(None, str(each)) for each in unfit]
+
+
+def _proofs_of_node(node: Nats) -> list[Path]:
+    if node.cluster_listen is None:
+        return []
+    return [path for path in (node.cluster_ca, node.cluster_cert, node.cluster_key) if path is not None]
 
 
 def _of_intake(process: CloudProcess) -> list[Finding]:
-    if process.intake != "jetstream" or process.nats:
+    if process.intake != "jetstream":
         return []
-    problem = (
-        'cloud.nats: names no node of the NATS cluster, so that intake = "jetstream" can do --only operations alone'
-    )
-    return [Finding(None, problem, fatal=False)]
+    found = _of_nats_py('cloud.intake = "jetstream"')
+    if not process.nats:
+        problem = (
+            'cloud.nats: names no node of the NATS cluster, so that intake = "jetstream" can do --only operations alone'
+        )
+        found.append(Finding(None, problem, fatal=False))
+    return found
+
+
+def _of_nats_py(wanted_by: str) -> list[Finding]:
+    if find_spec("nats") is not None:
+        return []
+    return [Finding(None, f"{wanted_by}: needs nats-py, which is not installed: pip install 'hubline[nats]'")]
+
+
+def _of_database(process: CloudProcess, file: Path | None) -> list[Finding]:
+    if not process.database.startswith("postgresql"):
+        return []
+    found: list[Finding] = []
+    try:
+        cast(Callable[[str], object], _named(_POSTGRESQL))(process.database)
+    except SettingsError as exc:
+        found.append(Finding(None, str(exc)))
+    if file is not None and _WITH_PASSWORD.match(process.database) and _is_open(file):
+        origins = {each.key: each.origin for each in effective(file, CloudSettings)}
+        if origins["cloud.database"] == str(file):
+            problem = f"holds the password of the database and can be read by others: chmod 600 {file}"
+            found.append(Finding(file, problem, fatal=False))
+    return found
+
+
+def _named(place: str) -> object:
+    """Return what is at "module:attribute", of a package that none of ours may import."""
+    module, _, attribute = place.partition(":")
+    return cast(object, getattr(importlib.import_module(module), attribute))
 
 
 def _of_mode(mode: HubMode) -> list[Finding]:
@@ -198,13 +240,18 @@ def _key(file: Path, found: list[Finding]) -> pki.PrivateKey | None:
     content = _content(file, found)
     if content is None:
         return None
-    if os.name != "nt" and stat.S_IMODE(file.stat().st_mode) & 0o077:
+    if _is_open(file):
         found.append(Finding(file, f"can be read by others: chmod 600 {file}", fatal=False))
     try:
         return pki.load_key(content)
     except RefusedError as exc:
         found.append(Finding(file, exc.reason))
         return None
+
+
+def _is_open(file: Path) -> bool:
+    """Tell whether others than its owner can read a file. Windows has other rights."""
+    return os.name != "nt" and bool(stat.S_IMODE(file.stat().st_mode) & 0o077)
 
 
 def _content(file: Path, found: list[Finding]) -> bytes | None:

@@ -57,7 +57,7 @@ def check(file: Path, role: Role | None) -> None:
     from config.check import findings
 
     whose = settings.role_of(file, role)
-    found = findings(settings.load(file, settings.SHAPES[whose]), whose)
+    found = findings(settings.load(file, settings.SHAPES[whose]), whose, file)
     for each in found:
         click.echo(f"{'error' if each.fatal else 'warning'}: {each}", err=True)
     if any(each.fatal for each in found):

@@ -150,6 +150,9 @@ PROXY_REPLY_MAX_BYTES: Final = 16 * 1024
 ENGINE_STOP_S: Final = 3.0
 """How long an engine may take to end when it is told to; then it is killed, and we still stop within STOP_TIMEOUT_S."""
 
+ENGINE_VERSION_S: Final = 3.0
+"""How long an engine's program may take to say its version at a start; one that says none is taken as it is."""
+
 ENGINE_READY_S: Final = 30.0
 """An engine that does not serve by then is worth a warning; it may be reading a large store."""
 

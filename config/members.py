@@ -1,7 +1,8 @@
 """The members of a fleet, for brokers whose engine must know by name who may do what.
 
 `hubline provision` keeps the list in every broker's bundle, without those whose newest certificate is revoked. What a member
-may do follows from its role, site and name alone (`broker.rights`).
+may do follows from its role, site and name alone (`broker.rights`). A certificate that is revoked and not among those of
+outsiders may be a member's: then to take rights away does not silence whoever has it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,15 @@ class Entry(Struct, frozen=True):
 
 
 class Members(Struct, frozen=True):
-    """What members.json holds."""
+    """What members.json holds.
+
+    `outsiders` are the revoked certificates of all who are no members, by serial number in hexadecimal. In a list of an older
+    Hubline there are none.
+    """
 
     fleet: str
     members: list[Entry]
+    outsiders: tuple[str, ...] = ()
 
     def principals(self) -> list[Principal]:
         """Return who they are."""
@@ -40,12 +46,13 @@ class Members(Struct, frozen=True):
 
 def encoded(index: Index) -> bytes:
     """Return the members of a fleet's index."""
-    entries = [
-        Entry(member.role, member.site, member.name)
-        for member in index.members
-        if member.newest.revoked is None and member.role != "broker"
-    ]
-    return msgspec.json.encode(Members(index.fleet, entries)) + b"\n"
+    entries, outsiders = list[Entry](), list[str]()
+    for member in index.members:
+        if member.newest.revoked is None and member.role != "broker":
+            entries.append(Entry(member.role, member.site, member.name))
+        else:
+            outsiders += [issued.serial for issued in member.certificates if issued.revoked is not None]
+    return msgspec.json.encode(Members(index.fleet, entries, tuple(outsiders))) + b"\n"
 
 
 def read(file: Path) -> Members:

@@ -27,6 +27,7 @@ from broker.engines.prepared import (
     change_between,
     outlived,
     prepare,
+    refuse_old,
     stamps_of,
     write_files,
 )
@@ -79,6 +80,7 @@ class EngineProcess:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set. Raises SettingsError if it cannot start."""
         prepared = await asyncio.to_thread(self._prepare)
+        await asyncio.to_thread(refuse_old, prepared.program, prepared.plan, self.settings)
         await asyncio.to_thread(self._write, prepared.plan)
         self._prepared = prepared
         beside = self._engine.companions(self.settings, lambda: self._current().members, self.folder)

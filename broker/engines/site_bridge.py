@@ -63,6 +63,8 @@ def bridging_connector(settings: BrokerSettings) -> ConnectorSettings | None:
         return None
     if settings.identity.site == CLOUD_SITE:
         raise SettingsError("the cloud broker has nowhere to bridge to", key="broker.bridge", value=str(file))
+    if not file.is_file():
+        raise SettingsError("is no file: name the site's connector.toml", key="broker.bridge", value=str(file))
     return load(file, ConnectorSettings)
 
 

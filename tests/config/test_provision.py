@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from config import files, pki, provision, settings, tokens
+from config import files, members, pki, provision, settings, tokens
 from config.check import findings
 from config.errors import SettingsError
 from config.lock import locked
@@ -352,6 +352,34 @@ def test_a_revoked_member_comes_back_only_on_purpose_and_with_a_new_key(fleet: P
     revocations = x509.load_pem_x509_crl((fleet / "authority/crl.pem").read_bytes())
     assert revocations.get_revoked_certificate_by_serial_number(stolen)
     assert not revocations.get_revoked_certificate_by_serial_number(certificate(made.folder).serial_number)
+
+
+def test_brokers_are_told_which_revoked_certificates_are_no_members(fleet: Path) -> None:
+    """The others may have a session with rights: who is a member again, or was never gone, has newer ones."""
+
+    def outsiders() -> set[int]:
+        lists = [members.read(file) for file in (fleet / "bundles/broker").glob("*/members.json")]
+        assert len(lists) == 2
+        assert lists[0] == lists[1]
+        return {int(serial, 16) for serial in lists[0].outsiders}
+
+    assert outsiders() == set()
+    first = certificate(fleet / "bundles/hub/pc-17").serial_number
+    provision.renew(fleet, "hub/pc-17")
+    assert outsiders() == set()
+    provision.revoke(fleet, "hub/pc-17")
+    both = {first, certificate(fleet / "bundles/hub/pc-17").serial_number}
+    assert outsiders() == both
+    provision.revoke(fleet, "reader/ann")
+    ann = certificate(fleet / "bundles/reader/ann").serial_number
+    assert outsiders() == {*both, ann}
+    provision.renew(fleet, "hub/pc-17", reinstate=True)
+    assert outsiders() == {ann}
+    provision.connector(fleet, "paris-1", "paris")
+    gone = certificate(fleet / "bundles/broker/paris-1").serial_number
+    shutil.rmtree(fleet / "bundles/broker/paris-1")
+    provision.revoke(fleet, "broker/paris-1")
+    assert outsiders() == {ann, gone}
 
 
 def test_a_later_broker_knows_of_earlier_revocations(fleet: Path) -> None:
