@@ -20,7 +20,10 @@ from config.errors import HublineError, SettingsError
 PACKAGE: Final = "postgresql"
 USER: Final = "hubline"
 """The server's administrator."""
-_APT: Final = ("apt-get", "-q", "-y", "-o", "Acquire::Retries=1", "-o", "DPkg::Lock::Timeout=60")
+_APT: Final = (
+    *("apt-get", "-q", "-y", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20"),
+    *("-o", "DPkg::Lock::Timeout=60"),
+)
 
 
 def programs() -> Path | None:

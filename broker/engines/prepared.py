@@ -203,8 +203,11 @@ def _dotted(version: tuple[int, ...]) -> str:
 
 
 def write_files(plan: Plan, folder: Path) -> None:
-    """Write a plan's files where they differ, each in one step. Raises OSError."""
+    """Write a plan's files where they differ, each in one step; keys that it has no use for any more go. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
+    for key in folder.glob("*key.pem"):
+        if key.name not in plan.files:
+            key.unlink()
     for name, content in plan.files.items():
         file = folder / name
         mode = files.PRIVATE if name in plan.private else files.PUBLIC

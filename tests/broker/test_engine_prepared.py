@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -21,6 +21,7 @@ from broker.engines.prepared import (
     prepare,
     refuse_old,
     version_of,
+    write_files,
 )
 from config import limits, pki
 from config.errors import SettingsError
@@ -235,3 +236,15 @@ def test_the_real_programs_tell_their_versions(name: str) -> None:
     version = version_of(Path(found), name)
     assert version is not None
     assert version >= NEEDED[name][-1]
+
+
+# --- Its files ---------------------------------------------------------------------------------------------------------
+
+
+def test_keys_that_are_no_more_needed_do_not_stay(tmp_path: Path) -> None:
+    """Whoever takes another engine, or gives the bridge up, would leave copies of keys behind that nobody renews or revokes."""
+    plan = Plan("engine", "its package", (), {"conf": b"c", "leaf-key.pem": b"k"}, private=frozenset(("leaf-key.pem",)))
+    write_files(plan, tmp_path)
+    (tmp_path / "engine.state").write_text("its own")
+    write_files(replace(plan, files={"conf": b"c"}, private=frozenset()), tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["conf", "engine.state"]
