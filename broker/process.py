@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import orjson
 
@@ -95,6 +95,20 @@ def watched(task: asyncio.Task[T]) -> asyncio.Task[T]:
 
     task.add_done_callback(look)
     return task
+
+
+async def cancelled(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks until all have ended.
+
+    Once may not be enough: a library may take a cancellation for a failure of its own, or lose it (`asyncio.wait_for` before
+    Python 3.12, if what it waits for has just come), and go on.
+    """
+    tasks = list(tasks)
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=limits.CANCEL_AGAIN_S)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def write_status(file: Path, content: dict[str, object]) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 
 from broker.clock import unix_ms
 from broker.messages import encode
-from broker.process import StatusFile
+from broker.process import StatusFile, cancelled
 from broker.runner import Runner
 from cloud.api_server import ApiServer
 from cloud.batch import Batch, NewestValue
@@ -155,8 +155,7 @@ class Service:
                 await self._drain()
                 if self._operations is not None:
                     await self._operations.close()
-                for task in list(self._running):
-                    task.cancel()
+                await cancelled(self._running)
         finally:
             self._stopping = True
             self._runner.close()

@@ -33,7 +33,7 @@ from broker.engines.prepared import (
 )
 from broker.engines.probe import Probe, address_to_ask
 from broker.engines.voice import Voice, lines_of
-from broker.process import StatusFile, watched
+from broker.process import StatusFile, cancelled, watched
 from broker.refusals import Refusals
 from broker.runner import monotonic_s
 from config import limits, log
@@ -96,7 +96,7 @@ class EngineProcess:
         finally:
             for task in (stopping, *tasks):
                 task.cancel()
-            await asyncio.gather(stopping, *tasks, _cancelled(companions), return_exceptions=True)
+            await asyncio.gather(stopping, *tasks, cancelled(companions), return_exceptions=True)
             if self._has_served.is_set():
                 self.state = "stopped"
                 await asyncio.to_thread(self._status.write)
@@ -319,12 +319,3 @@ class EngineProcess:
                 "refused_by_client": self._refusals.by_client(),
             },
         }
-
-
-async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancel tasks until all have ended: a library may take a cancellation for a failure of its own, and go on."""
-    while pending := [task for task in tasks if not task.done()]:
-        for task in pending:
-            task.cancel()
-        await asyncio.wait(pending, timeout=limits.ENGINE_CANCEL_AGAIN_S)
-    await asyncio.gather(*tasks, return_exceptions=True)

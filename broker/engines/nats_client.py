@@ -75,6 +75,9 @@ async def connected(
         except ssl.SSLError as exc:
             failure = RefusedError(endpoint, describe_tls_error(exc))
         except (OSError, TimeoutError, Error) as exc:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # The client has taken it for a failure of its own.
+                raise asyncio.CancelledError from exc
             if _NO_RIGHTS in str(exc):
                 failure = RefusedError(endpoint, "our certificate has no rights there, or is revoked")
             else:

@@ -26,6 +26,7 @@ from broker.engines.nats_link import Link
 from broker.engines.nats_rights import user_permissions
 from broker.engines.nats_tokens import Issuer
 from broker.engines.site_bridge import rights_to_watch
+from broker.process import cancelled
 from broker.runner import monotonic_s
 from config import limits, log, pki
 from config.endpoint import join_endpoint, split_endpoint
@@ -198,9 +199,6 @@ class Supervisor:
             try:
                 client = await connected([endpoint], identity, user=user, password=self.password, on_lost=on_lost)
             except (TransportError, RefusedError) as exc:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():  # The client has taken it for a failure of its own.
-                    raise asyncio.CancelledError from exc
                 patience_s = 0.0 if isinstance(exc, RefusedError) else limits.NATS_UNREACHED_S
                 self._missing[user] = str(exc)
                 reaching.failed(str(exc), begun_at, patience_s, user=user)
@@ -221,9 +219,7 @@ class Supervisor:
                 self._log.debug("engine_lost", user=user, reason=str(exc) or type(exc).__name__)
             finally:
                 self._missing[user] = "the connection was lost"
-                using.cancel()
-                leaving.cancel()
-                await asyncio.gather(using, leaving, return_exceptions=True)
+                await cancelled((using, leaving))
                 await client.close()
             await asyncio.sleep(limits.NATS_RETRY_S)
 

@@ -239,7 +239,7 @@ def test_a_companion_that_overhears_that_it_shall_end_is_told_again(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A library of another hand may take that for a failure of its own, and a stop would never come to its end."""
-    monkeypatch.setattr(limits, "ENGINE_CANCEL_AGAIN_S", 0.05)
+    monkeypatch.setattr(limits, "CANCEL_AGAIN_S", 0.05)
     overheard: list[str] = []
 
     class Accompanied(Script):

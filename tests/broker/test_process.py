@@ -1,4 +1,4 @@
-"""Status files: whole at every moment, and written only as often as they are needed."""
+"""Status files: whole at every moment, and written only as often as they are needed. And tasks that must end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from broker.process import StatusFile
+from broker.process import StatusFile, cancelled
 from config import limits
 
 
@@ -63,3 +63,30 @@ def test_the_reason_of_a_refusal_is_told_though_the_system_has_no_words_for_it(t
     with capture_logs() as logs:
         StatusFile(tmp_path / "status.json", describe).changed()
     assert [line["reason"] for line in logs] == ["the share is gone"]
+
+
+def test_who_overhears_once_that_it_is_cancelled_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in asyncio.wait_for before Python 3.12, if what it waits for has just come: a stop would never come to its end."""
+    monkeypatch.setattr(limits, "CANCEL_AGAIN_S", 0.01)
+
+    async def story() -> list[str]:
+        overheard: list[str] = []
+
+        async def work() -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                overheard.append("once")
+            await asyncio.Event().wait()
+
+        async def fail() -> None:
+            raise ValueError("of its own")
+
+        tasks = [asyncio.create_task(work()), asyncio.create_task(fail())]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            await cancelled(tasks)
+        assert all(task.done() for task in tasks)
+        return overheard
+
+    assert asyncio.run(story()) == ["once"]

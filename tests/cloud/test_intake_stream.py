@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from broker.engines import nats_stream
 from broker.engines.nats_stream import CONSUMER, STREAM, StreamState
 from broker.messages import Ack, encode
+from broker.process import cancelled
 from broker.topics import Topic
 from cloud.envelopes import EnvelopeReader
 from cloud.ingest import Arrived, Connected, Disconnected
@@ -87,9 +88,7 @@ class Worker:
         try:
             yield self
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await cancelled([task])
 
 
 @asynccontextmanager
