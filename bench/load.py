@@ -71,6 +71,8 @@ class Line(asyncio.Protocol):
     def publish(self, topic: bytes, payloads: list[bytes], *, retain: bool = False) -> None:
         """Send messages to one topic (bytes with their length before them) with QoS 1."""
         assert self._transport is not None
+        if self._transport.is_closing():
+            return  # It is lost, and whoever has it is about to hear so.
         first = b"\x33" if retain else b"\x32"
         out = []
         for payload in payloads:

@@ -17,6 +17,7 @@ import orjson
 
 from broker.backoff import Backoff
 from broker.clock import unix_ms
+from broker.process import cancelled
 from broker.runner import monotonic_s
 from broker.tls import client_context
 from cloud.ingest import Arrived, Connected, Disconnected
@@ -156,9 +157,7 @@ class JetStreamIntake:
                 await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
                 ended = [task.exception() for task in work if task.done()]
             finally:
-                for task in work:
-                    task.cancel()
-                await asyncio.gather(*work, return_exceptions=True)
+                await cancelled(work)
             failure = next((exc for exc in ended if exc is not None), None)
             if failure is not None and not isinstance(failure, (nats.errors.Error, OSError, TransportError)):
                 raise failure

@@ -165,8 +165,8 @@ ENGINE_RENEWAL_S: Final = 10.0
 ENGINE_LINES_PER_S: Final = 100.0
 """Lines of an engine's log that are passed on; strangers who knock make it say a few each time."""
 
-ENGINE_CANCEL_AGAIN_S: Final = 0.5
-"""How long what runs beside an engine may take to end when it is told to, before it is told again: well within a stop."""
+CANCEL_AGAIN_S: Final = 0.5
+"""How long a task may take to end when it is told to, before it is told again: well within a stop."""
 
 ENGINE_LINES_END_S: Final = 1.0
 """How long to wait for the last lines of an engine that has ended: a process that it left behind may hold the pipe open."""
@@ -220,6 +220,10 @@ NATS_CONTROL_LINE_MAX_BYTES: Final = 4096
 
 NATS_ACK_WAIT_S: Final = 30.0
 """After this a session's message of QoS 1 that is not acknowledged is sent again; within it most sessions end on their own."""
+
+NATS_STREAM_API_S: Final = 2.0
+"""How long a CONNECT waits for nats-server's own streams: when their leader has died, none of them answers until there is another
+one, and who is refused soon comes back soon. nats-server's own 5 s leave hubs waiting for twice as long as the election takes."""
 
 NATS_ACK_PENDING_MAX: Final = 1024
 """Messages of QoS 1 under way to one session: above the window of a whole site's acknowledgements."""
@@ -346,9 +350,13 @@ RETRANSMIT_MIN_S: Final = 2.0
 RETRANSMIT_FIRST_S: Final = 5.0
 """The time-out before the first round trip was measured."""
 
+RETRANSMIT_PROBE_S: Final = 4.0
+"""What the time-out grows to while nothing is acknowledged, unless the round trip is longer: how long a hub may stay silent after
+the cloud has come back. After two rounds of time-outs one message asks for all: a thousand hubs that wait for a cloud send 250
+messages a second meanwhile."""
+
 RETRANSMIT_MAX_S: Final = 15.0
-"""The ceiling of the adaptive time-out: how long a hub may stay silent after the cloud has come back. A thousand hubs that
-wait for a cloud send some hundred messages a second meanwhile."""
+"""The ceiling of the time-out, whatever round trip was measured."""
 
 SENSOR_INTERVAL_MIN_S: Final = 0.1
 """The shortest sampling interval."""

@@ -100,6 +100,7 @@ class Courier:
         self._live_from = 1 + (self._waiting.maximum or 0)  # Messages from here on are live, those before are backlog.
         self._live_turns = 0
         self._window = float(limits.WINDOW_MESSAGES)
+        self._window_held = 0.0  # Up to this it opens quickly again: half of what it was before a silence.
         self._round_trip_s: float | None = None
         self._deviation_s = 0.0
         self._patience = 1  # Doubles with every round of time-outs;
@@ -122,7 +123,9 @@ class Courier:
             measured_s = limits.RETRANSMIT_FIRST_S
         else:
             measured_s = max(limits.RETRANSMIT_MIN_S, self._round_trip_s + 4 * self._deviation_s)
-        return min(limits.RETRANSMIT_MAX_S, measured_s * self._patience)
+        return min(
+            limits.RETRANSMIT_MAX_S, max(measured_s, min(limits.RETRANSMIT_PROBE_S, measured_s * self._patience))
+        )
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take an event and return what to do; see Machine."""
@@ -132,7 +135,7 @@ class Courier:
                 self.open = True
                 self._live_from = 1 + (self._waiting.maximum or self._live_from - 1)
                 self._round_trip_s, self._patience = None, 1
-                self._window = float(limits.WINDOW_MESSAGES)
+                self._window, self._window_held = float(limits.WINDOW_MESSAGES), 0.0
                 return self._fill()
             case PathClosed():
                 self.open = False
@@ -217,7 +220,10 @@ class Courier:
         if samples:
             self._measure(max(samples))
         self._patience = 1
-        self._window = min(float(limits.WINDOW_MESSAGES), self._window + max(1, len(samples)) / self._window)
+        if self._window < self._window_held:  # Slow start (RFC 5681, 3.1): what one message has found open is open.
+            self._window = min(self._window_held, self._window + sum(last - first + 1 for first, last in struck))
+        else:
+            self._window = min(float(limits.WINDOW_MESSAGES), self._window + max(1, len(samples)) / self._window)
         return [Forget(tuple(struck)), *self._fill()]
 
     def _measure(self, sample_s: float) -> None:
@@ -244,6 +250,8 @@ class Courier:
             self._sent_before.add(seq, seq)
         if newest_at >= self._round_from:  # Sent since the last round: those sent before it are of the same silence.
             self._round_from = now
+            if self._patience == 1:
+                self._window_held = self._window / 2
             self._patience = min(self._patience * 2, 64)
             self._window = max(float(limits.WINDOW_MIN_MESSAGES), self._window / 2)
         return self._fill()
@@ -254,7 +262,9 @@ class Courier:
             return []
         loading = sum(flight.sent_at is None for flight in self._flights.values())
         in_flight = len(self._flights)
-        free = min(int(self._window) - in_flight, limits.SEND_BATCH_MESSAGES - loading)
+        # After two rounds of silence one message asks for all: the first acknowledgement opens the window again.
+        window = 1 if self._patience > 2 else int(self._window)
+        free = min(window - in_flight, limits.SEND_BATCH_MESSAGES - loading)
         likely_bytes = self._flight_bytes / (in_flight - loading) if in_flight > loading else 0.0
         room_bytes = limits.WINDOW_BYTES - self._flight_bytes - loading * likely_bytes
         chosen: list[int] = []

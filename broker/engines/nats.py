@@ -201,6 +201,7 @@ def _configuration(settings: BrokerSettings, connector: ConnectorSettings | None
             "max_ack_pending": limits.NATS_ACK_PENDING_MAX,
             "stream_replicas": own.replicas,
             "consumer_memory_storage": True,
+            "js_api_timeout": f"{limits.NATS_STREAM_API_S:g}s",
             "consumer_inactive_threshold": f"{limits.NATS_SUBSCRIBER_GONE_S:g}s",
             "reject_qos2_publish": True,
         },

@@ -94,17 +94,61 @@ def test_a_message_is_sent_again_when_its_time_is_out() -> None:
 
 
 def test_the_time_out_doubles_while_nothing_comes_and_stays_bounded() -> None:
+    """A hub is heard soon after the cloud has come back, whatever that took."""
     courier = opened((1, 1))
-    now, waits = 0.0, []
+    sent(courier, (1,), 0.0)
+    courier.handle(Acknowledged(EPOCH, ((1, 1),)), 0.1)
+    courier.handle(Appended(((2, 2),)), 0.1)
+    now, waits = 0.1, []
     for _ in range(8):
-        sent(courier, (1,), now)
+        sent(courier, (2,), now)
         due = courier.deadline()
         assert due is not None
-        waits.append(due - now)
+        waits.append(round(due - now, 6))
         now = due
-        assert courier.handle(Wakeup(), now) == [Send((1,))]
-    assert waits[:3] == [5.0, 10.0, 15.0]
-    assert max(waits) == limits.RETRANSMIT_MAX_S
+        assert courier.handle(Wakeup(), now) == [Send((2,))]
+    assert waits == [limits.RETRANSMIT_MIN_S, *[limits.RETRANSMIT_PROBE_S] * 7]
+
+
+def test_a_time_out_is_never_shorter_than_the_round_trip_asks_for_and_stays_bounded() -> None:
+    for round_trip_s, expected_s in ((0.1, limits.RETRANSMIT_MIN_S), (4.0, 12.0), (30.0, limits.RETRANSMIT_MAX_S)):
+        courier = opened((1, 1))
+        sent(courier, (1,), 0.0)
+        courier.handle(Acknowledged(EPOCH, ((1, 1),)), round_trip_s)
+        assert courier.timeout_s == expected_s
+
+
+def test_after_two_rounds_of_silence_one_message_asks_for_all() -> None:
+    """A thousand hubs wait for a cloud that is away: none of them may ask with all that it has, nor rarely."""
+    courier = opened((1, 100))
+    in_flight: list[int] = []
+
+    def send(commands: list[Command], now: float) -> None:
+        in_flight.clear()
+        while commands:
+            wanted = [seq for command in commands if isinstance(command, Send) for seq in command.seqs]
+            in_flight.extend(wanted)
+            commands = [command for seq in wanted for command in courier.handle(Sent(seq, 100), now)]  # type: ignore[misc]
+
+    send([Send(tuple(courier._flights))], 0.0)
+    now, sizes = 0.0, [len(in_flight)]
+    for _ in range(5):
+        due = courier.deadline()
+        assert due is not None
+        now = due
+        send(courier.handle(Wakeup(), now), now)
+        sizes.append(len(in_flight))
+    assert sizes == [64, 32, 1, 1, 1, 1]
+    send(courier.handle(Acknowledged(EPOCH, ((in_flight[0], in_flight[0]),)), now), now)
+    assert len(in_flight) == limits.WINDOW_MIN_MESSAGES + 1
+    acknowledged = tuple((seq, seq) for seq in in_flight)
+    send(courier.handle(Acknowledged(EPOCH, acknowledged), now), now)
+    assert len(in_flight) == 2 * (limits.WINDOW_MIN_MESSAGES + 1), "twice as many with each round trip"
+    while len(in_flight) > 1:
+        acknowledged = tuple((seq, seq) for seq in in_flight)
+        send(courier.handle(Acknowledged(EPOCH, acknowledged), now), now)
+        assert courier._window < limits.WINDOW_MESSAGES / 2 + 2
+    assert courier.unacknowledged <= 1
 
 
 def test_messages_of_one_silence_double_the_time_out_once() -> None:
