@@ -143,7 +143,7 @@ class ClusterHub(CourierHub):
     async def run(self) -> None:
         """Keep a session, until cancelled."""
         name, turn = self.line.client_id, self._random.randrange(len(self._endpoints))
-        backoff = Backoff(self._random)
+        backoff, failures = Backoff(self._random), 0
         while True:
             line = Line(name, lambda _, payload: self._take(payload))
             try:
@@ -152,9 +152,11 @@ class ClusterHub(CourierHub):
             except (OSError, TimeoutError):
                 line.close()
                 turn = (turn + 1) % len(self._endpoints)
-                await asyncio.sleep(backoff.next_s())
+                failures += 1  # As the real hub: longer only with each round of all endpoints.
+                is_round = failures % len(self._endpoints) == 0
+                await asyncio.sleep(backoff.next_s() if is_round else self._random.uniform(0.0, backoff.first_s))
                 continue
-            self.line, backoff = line, Backoff(self._random)
+            self.line, backoff, failures = line, Backoff(self._random), 0
             self.open_path()
             await line.lost
             self.close_path()

@@ -217,11 +217,20 @@ class Link:
         if session.kind is Kind.DIRECT:
             self._cloud_turn += 1
             if not was_leaving:
-                self._cloud_next_at = now + self._cloud_backoff.next_s()
+                self._cloud_next_at = now + self._cloud_wait_s()
         elif session.opened_at is not None and not was_leaving and session is not self.using:
             self._new_round(now)
         was_good, session.good_at = session.good_at is not None, None
         return self._went_bad(alive_at, now) if was_good and session.kind is Kind.CONNECTOR else []
+
+    def _cloud_wait_s(self) -> float:
+        """Return how long to wait for the next attempt at the cloud: longer only with each round of all its endpoints.
+
+        Of a cluster that has lost a node the others serve soon; to each of them a hub comes no more often than to a single one.
+        """
+        if self._cloud_turn % max(1, len(self.surroundings.cloud)):
+            return self._random.uniform(0.0, limits.BACKOFF_FIRST_S)
+        return self._cloud_backoff.next_s()
 
     def _went_bad(self, until: float, now: float) -> list[Command]:
         """Note until when a connector's path was good; if no other is, the outage has begun when the last one ended."""

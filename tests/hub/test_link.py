@@ -553,6 +553,34 @@ def test_a_session_to_the_cloud_that_was_never_used_ends_when_the_connector_is_g
     assert Disconnect(cloud.session) in story.tell(ConnectorHeard(site, "a", AGAIN), 1000.1)
 
 
+def test_waits_grow_with_each_round_of_the_clouds_endpoints_and_not_with_each_of_them() -> None:
+    """A cluster that has lost a node serves again within seconds; who has met three closed doors must not wait for twice that."""
+    endpoints = tuple(f"cloud-{number}.example.com:8883" for number in range(1, 4))
+    story = Story(cached=(), cloud=endpoints)
+    tried, waits = list[str](), list[float]()
+    for _ in range(30):
+        ended_at = story.now
+        (cloud,) = story.connects(_next(story))
+        tried.append(cloud.endpoint)
+        waits.append(story.now - ended_at)
+        story.tell(SessionEnded(cloud.session, "refused"))
+    waits = waits[1:]  # The first one is that of the start.
+    assert tried == list(endpoints) * 10
+    assert max(wait for number, wait in enumerate(waits, start=1) if number % len(endpoints)) <= limits.BACKOFF_FIRST_S
+    rounds = waits[2::3]
+    assert max(rounds) > 4 * limits.BACKOFF_FIRST_S
+    assert all(wait <= limits.BACKOFF_FIRST_S * 2**number for number, wait in enumerate(rounds))
+
+
+def _next(story: Story) -> list[Command]:
+    """Let time pass until the link connects."""
+    while True:
+        due = story.link.deadline()
+        assert due is not None
+        if story.connects(story.tell(Wakeup(), max(story.now, due))):
+            return story.said
+
+
 def test_a_return_that_is_refused_is_tried_again_with_backoff() -> None:
     """The watched broker keeps the session that it has and takes no further ones."""
     story = Story()
