@@ -30,7 +30,13 @@ class Dedicated:
 
         try:
             this = cls(url, await connect(url, 0.0))
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as exc:
+        except (
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            OSError,
+            TimeoutError,
+        ) as exc:
             failure = mended(place_of(url), exc)
             reason = failure.problem if isinstance(failure, SettingsError) else failure.reason
             raise StorageError(place_of(url), reason) from exc
@@ -58,6 +64,11 @@ class Dedicated:
         except TimeoutError as exc:
             self.abort()
             raise StorageError(self._place, f"no answer within {limits.LEAD_ANSWER_S:g} s") from exc
+        except (
+            asyncpg.InternalClientError
+        ) as exc:  # It was lost in the middle of something, and the client has not noticed.
+            self.abort()
+            raise StorageError(self._place, " ".join(str(exc).split())) from exc
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
             raise StorageError(self._place, " ".join(str(exc).split()) or type(exc).__name__) from exc
 
@@ -72,7 +83,13 @@ class Dedicated:
 
         try:
             await asyncio.wait_for(self._connection.add_listener(channel, on_notice), limits.LEAD_ANSWER_S)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as exc:
+        except (
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            OSError,
+            TimeoutError,
+        ) as exc:
             raise StorageError(self._place, " ".join(str(exc).split()) or type(exc).__name__) from exc
 
     async def watch(self, every_s: float, alive: Callable[[], None] = lambda: None) -> None:

@@ -7,7 +7,9 @@ import asyncio
 import contextlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
+import asyncpg
 import pytest
 
 from broker.clock import unix_ms
@@ -184,3 +186,31 @@ def test_what_was_committed_while_the_notices_were_cut_off_is_learnt_afterwards(
                 await database.close()
 
     asyncio.run(story())
+
+
+def test_a_client_that_has_lost_count_is_given_up_as_a_lost_connection() -> None:
+    """The server was killed in the middle of an answer, as was seen once: the standby must come again, not end in a traceback."""
+
+    class Confused:
+        terminated = False
+
+        def add_termination_listener(self, _: object) -> None:
+            pass
+
+        async def fetchval(self, *_: object) -> object:
+            raise asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")
+
+        def is_closed(self) -> bool:
+            return self.terminated
+
+        def terminate(self) -> None:
+            self.terminated = True
+
+    async def story() -> bool:
+        confused = Confused()
+        dedicated = Dedicated("postgresql+asyncpg://service@127.0.0.1/hubline", cast(asyncpg.Connection, confused))
+        with pytest.raises(StorageError, match="another operation"):
+            await dedicated.ask("SELECT 1")
+        return confused.terminated
+
+    assert asyncio.run(story())
