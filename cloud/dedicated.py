@@ -26,17 +26,11 @@ class Dedicated:
     @classmethod
     async def open(cls, url: str) -> Dedicated:
         """Connect. Raises StorageError."""
-        import asyncpg
+        from cloud.postgres_driver import FAILURES
 
         try:
             this = cls(url, await connect(url, 0.0))
-        except (
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            asyncpg.InternalClientError,
-            OSError,
-            TimeoutError,
-        ) as exc:
+        except FAILURES as exc:
             failure = mended(place_of(url), exc)
             reason = failure.problem if isinstance(failure, SettingsError) else failure.reason
             raise StorageError(place_of(url), reason) from exc
@@ -56,6 +50,8 @@ class Dedicated:
         """Return the first value of the first row. Raises StorageError, also if the answer takes too long."""
         import asyncpg
 
+        from cloud.postgres_driver import FAILURES
+
         try:
             async with asyncio.timeout(
                 limits.LEAD_ANSWER_S
@@ -64,17 +60,14 @@ class Dedicated:
         except TimeoutError as exc:
             self.abort()
             raise StorageError(self._place, f"no answer within {limits.LEAD_ANSWER_S:g} s") from exc
-        except (
-            asyncpg.InternalClientError
-        ) as exc:  # It was lost in the middle of something, and the client has not noticed.
-            self.abort()
-            raise StorageError(self._place, " ".join(str(exc).split())) from exc
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+        except FAILURES as exc:
+            if isinstance(exc, asyncpg.InternalClientError):
+                self.abort()  # It was lost in the middle of something, and the client has not noticed.
             raise StorageError(self._place, " ".join(str(exc).split()) or type(exc).__name__) from exc
 
     async def listen(self, channel: str, hear: Callable[[str], None]) -> None:
         """Hear the text of each notice from now on. Raises StorageError."""
-        import asyncpg
+        from cloud.postgres_driver import FAILURES
 
         loop = asyncio.get_running_loop()
 
@@ -83,13 +76,7 @@ class Dedicated:
 
         try:
             await asyncio.wait_for(self._connection.add_listener(channel, on_notice), limits.LEAD_ANSWER_S)
-        except (
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            asyncpg.InternalClientError,
-            OSError,
-            TimeoutError,
-        ) as exc:
+        except FAILURES as exc:
             raise StorageError(self._place, " ".join(str(exc).split()) or type(exc).__name__) from exc
 
     async def watch(self, every_s: float, alive: Callable[[], None] = lambda: None) -> None:

@@ -84,7 +84,9 @@ _CLASSES: Final[dict[str, type[DatabaseError]]] = {
 }
 """By the first two characters of the SQLSTATE."""
 
-_FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
+FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
+"""What asyncpg raises where the server refuses or the connection is lost; a time-out is an OSError."""
+
 _DDL: Final = ("CREATE", "ALTER", "DROP")
 _TEXTS: Final = frozenset({"text", "varchar", "name", "bpchar"})
 
@@ -133,7 +135,7 @@ class Driver:
         try:
             self._waiting = cast("asyncio.Task[T]", asyncio.ensure_future(work, loop=self._loop))
             return self._loop.run_until_complete(self._waiting)
-        except _FAILURES as exc:
+        except FAILURES as exc:
             raise translated(exc) from exc
         except asyncio.CancelledError as exc:
             raise OperationalError("was given up, since the process is about to end") from exc
