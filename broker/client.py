@@ -130,9 +130,7 @@ class Session:
         if self._begun and not self._ended.is_set():
             self._client.disconnect()
             try:
-                async with asyncio.timeout(
-                    limits.CLOSE_TIMEOUT_S
-                ):  # wait_for may swallow, before Python 3.12, that we are cancelled.
+                async with asyncio.timeout(limits.CLOSE_TIMEOUT_S):
                     await self._ended.wait()
             except TimeoutError:
                 self._abort()

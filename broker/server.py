@@ -108,7 +108,8 @@ class Server:
         if self._connections:
             self._none_left.clear()
             try:
-                await asyncio.wait_for(self._none_left.wait(), limits.CLOSE_TIMEOUT_S)
+                async with asyncio.timeout(limits.CLOSE_TIMEOUT_S):
+                    await self._none_left.wait()
             except TimeoutError:
                 for connection in list(self._connections):
                     connection.cut()

@@ -177,7 +177,8 @@ class Database:
         for reader in self._open_readers:
             reader.hurry()
         try:
-            await asyncio.wait_for(self._in_thread(self._store.close), limits.STORE_CLOSE_TIMEOUT_S)
+            async with asyncio.timeout(limits.STORE_CLOSE_TIMEOUT_S):
+                await self._in_thread(self._store.close)
         except TimeoutError:
             _log.warning("database_not_closed", database=str(self._store.place))
         self._thread.shutdown(wait=False)

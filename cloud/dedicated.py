@@ -53,9 +53,7 @@ class Dedicated:
         from cloud.postgres_driver import FAILURES
 
         try:
-            async with asyncio.timeout(
-                limits.LEAD_ANSWER_S
-            ):  # wait_for may swallow, before Python 3.12, that we are cancelled.
+            async with asyncio.timeout(limits.LEAD_ANSWER_S):
                 return await self._connection.fetchval(sql, *parameters)
         except TimeoutError as exc:
             self.abort()
@@ -75,7 +73,8 @@ class Dedicated:
             loop.call_soon(hear, str(text))  # Never in the driver's own call, which would swallow a fault of ours.
 
         try:
-            await asyncio.wait_for(self._connection.add_listener(channel, on_notice), limits.LEAD_ANSWER_S)
+            async with asyncio.timeout(limits.LEAD_ANSWER_S):
+                await self._connection.add_listener(channel, on_notice)
         except FAILURES as exc:
             raise StorageError(self._place, " ".join(str(exc).split()) or type(exc).__name__) from exc
 
@@ -94,7 +93,8 @@ class Dedicated:
     async def close(self) -> None:
         """Close it in order, if that is soon possible."""
         try:
-            await asyncio.wait_for(self._connection.close(), limits.CLOSE_TIMEOUT_S)
+            async with asyncio.timeout(limits.CLOSE_TIMEOUT_S):
+                await self._connection.close()
         except (TimeoutError, OSError):
             self.abort()
 

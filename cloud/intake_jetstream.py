@@ -110,7 +110,8 @@ class JetStreamIntake:
         client = self._client
         if client is not None:
             try:
-                await asyncio.wait_for(self._flushed(client), limits.CLOSE_TIMEOUT_S)
+                async with asyncio.timeout(limits.CLOSE_TIMEOUT_S):
+                    await self._flushed(client)
             except (TimeoutError, OSError, TransportError):
                 pass  # It was not acknowledged, and comes again.
             await _left(client)

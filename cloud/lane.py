@@ -68,7 +68,8 @@ class Lane:
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.then(lambda: None if over.done() else over.set_result(None))
         try:
-            await asyncio.wait_for(over, self._patience_s)
+            async with asyncio.timeout(self._patience_s):
+                await over
         except TimeoutError as exc:
             reason = "the database does not take it now; it will be done as soon as it does"
             raise StorageError("database", reason) from exc

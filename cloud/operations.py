@@ -122,7 +122,8 @@ class Operations:
             for runner in (self._to_presence, self._to_tasks, self._to_desired):
                 runner.close()
             try:
-                await asyncio.wait_for(self.lane.done(), limits.STORE_CLOSE_TIMEOUT_S)
+                async with asyncio.timeout(limits.STORE_CLOSE_TIMEOUT_S):
+                    await self.lane.done()
             except (TimeoutError, StorageError):
                 _log.warning("stopped_before_all_was_saved", waiting=self.lane.waiting)
 

@@ -117,8 +117,7 @@ class Service:
             await asyncio.wait([keeping, acting], return_when=asyncio.FIRST_COMPLETED)
             if not acting.done():
                 _log.error("lead_lost", consequence="this process ends; started again, it stands by")
-                acting.cancel()
-                await asyncio.wait([acting])
+                await cancelled([acting, *self._running])
                 if not acting.cancelled():
                     acting.result()
                 keeping.result()
@@ -182,7 +181,8 @@ class Service:
         if not self._ingest.idle:
             self._idle.clear()
             try:
-                await asyncio.wait_for(self._idle.wait(), limits.STOP_DRAIN_S)
+                async with asyncio.timeout(limits.STOP_DRAIN_S):
+                    await self._idle.wait()
             except TimeoutError:
                 _log.warning("stopped_before_all_was_stored", waiting=self._ingest.waiting)
 

@@ -100,7 +100,8 @@ async def in_thread(call: Callable[[], T], timeout_s: float) -> T:
             pass  # The loop has closed: nobody waits.
 
     threading.Thread(target=run, name="doctor", daemon=True).start()
-    return await asyncio.wait_for(future, timeout_s)
+    async with asyncio.timeout(timeout_s):
+        return await future
 
 
 async def probe(target: Target, identity: Identity, addresses: Mapping[str, list[str]], client_id: str) -> Probed:
@@ -316,7 +317,8 @@ async def _speak(
     session = Session(SessionOptions(target.endpoint, client_id, tls, proxy=target.proxy), listener)
     session.open()
     try:
-        event = await asyncio.wait_for(asyncio.shield(listener.began), limits.DOCTOR_STEP_S)
+        async with asyncio.timeout(limits.DOCTOR_STEP_S):
+            event = await asyncio.shield(listener.began)
         if isinstance(event, Opened):
             session.subscribe([(connector_filter(identity.fleet, identity.site), 1)])
             await _hear(listener)
@@ -343,7 +345,8 @@ async def _speak(
 
 async def _hear(listener: _Listener) -> None:
     try:
-        await asyncio.wait_for(listener.heard.wait(), limits.DOCTOR_STATE_WAIT_S)
+        async with asyncio.timeout(limits.DOCTOR_STATE_WAIT_S):
+            await listener.heard.wait()
         await asyncio.sleep(limits.DOCTOR_STATE_SETTLE_S)
     except TimeoutError:
         pass  # Nothing is retained there.

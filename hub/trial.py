@@ -92,9 +92,7 @@ class Trial:
         )
         session.open()
         try:
-            async with asyncio.timeout(
-                limits.DOCTOR_STEP_S
-            ):  # wait_for may swallow, before Python 3.12, that we are cancelled.
+            async with asyncio.timeout(limits.DOCTOR_STEP_S):
                 event = await began
         except TimeoutError:
             return f"no answer within {limits.DOCTOR_STEP_S:g} s"

@@ -103,6 +103,16 @@ def sleeps(text: str) -> Iterator[str]:
                 yield f"{node.lineno}: imports sleep"
 
 
+def lost_cancellations(text: str) -> Iterator[str]:
+    """Before Python 3.12, `asyncio.wait_for` swallows a cancellation that comes with what it waits for: the task goes on."""
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Attribute(value=ast.Name(id="asyncio"), attr="wait_for"):
+                yield f"{node.lineno}: asyncio.wait_for"
+            case ast.ImportFrom(module="asyncio", names=names) if any(name.name == "wait_for" for name in names):
+                yield f"{node.lineno}: imports wait_for"
+
+
 def empty_names(text: str) -> Iterator[str]:
     """Words that say nothing about what a thing does."""
     for node in ast.walk(ast.parse(text)):
@@ -216,6 +226,12 @@ CODE_RULES = (
             "config/demo.py": "a command without an event loop: nothing else runs in it",
             "config/lock.py": "a command without an event loop waits for another one",
         },
+    ),
+    Rule(
+        "nothing loses a cancellation",
+        lost_cancellations,
+        "import asyncio\nawait asyncio.wait_for(f(), 1)\nfrom asyncio import wait_for",
+        "async with asyncio.timeout(1):\n    await f()",
     ),
     Rule(
         "names say what a thing does",

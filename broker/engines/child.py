@@ -134,7 +134,7 @@ class EngineProcess:
         try:
             code = await process.wait()
             self.state = "starting" if self._to_restart else "down"
-            with suppress(TimeoutError):  # Not wait_for: before Python 3.12 it may swallow that we are cancelled.
+            with suppress(TimeoutError):
                 async with asyncio.timeout(limits.ENGINE_LINES_END_S):
                     await hearing
         finally:

@@ -48,8 +48,8 @@ async def connected(
     failure: TransportError | RefusedError = TransportError("nats", "no endpoint is known")
     for at, endpoint in enumerate(endpoints):
         try:
-            client = await asyncio.wait_for(
-                nats.connect(
+            async with asyncio.timeout(limits.CONNECT_TIMEOUT_S):
+                client = await nats.connect(
                     # All of them, for when this one is lost; at first it is the only one that counts.
                     [f"tls://{each}" for each in (*endpoints[at:], *endpoints[:at])],
                     dont_randomize=True,
@@ -69,9 +69,7 @@ async def connected(
                     disconnected_cb=on_lost,
                     reconnected_cb=on_back,
                     error_cb=on_error,
-                ),
-                limits.CONNECT_TIMEOUT_S,
-            )
+                )
         except ssl.SSLError as exc:
             failure = RefusedError(endpoint, describe_tls_error(exc))
         except (OSError, TimeoutError, Error) as exc:

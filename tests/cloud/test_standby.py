@@ -69,6 +69,23 @@ def test_who_loses_its_connection_stops_at_once_and_the_next_one_takes_over(post
     asyncio.run(story())
 
 
+def test_a_connection_that_is_being_closed_lets_no_cancellation_get_lost(postgres: Postgres) -> None:
+    """Who has lost the lead just then would go on acting for ever."""
+
+    async def story() -> None:
+        for turns in range(20):  # At some of them the connection is closed in the same turn.
+            connection = await Dedicated.open(postgres.url)
+            connection.abort()
+            closing = asyncio.create_task(connection.close())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            accepted = closing.cancel()
+            await asyncio.wait([closing])
+            assert closing.cancelled() == accepted, turns
+
+    asyncio.run(story())
+
+
 def test_keys_are_different_for_different_fleets_and_fit_into_64_bits() -> None:
     """Fleets may share a database server, and by mistake a database."""
     keys = {lock_key(f"fleet-{number}") for number in range(1000)}
