@@ -250,32 +250,33 @@ def test_a_subscriber_that_never_comes_back_fills_no_disk(node: Cluster) -> None
     asyncio.run(story())
 
 
-def test_a_hub_that_makes_up_topics_without_end_fills_no_disk(node: Cluster) -> None:
-    """Everybody else's states stay, and go on to be renewed."""
-    honest, other = node.hub("room-1"), node.hub("room-2")
-    state = str(Topic.hub_state("acme", "berlin", "room-1"))
+def test_a_hub_that_makes_up_topics_without_end_fills_no_disk(tmp_path: Path) -> None:
+    """Everybody else's states stay, and go on to be renewed. What it has made up stays too: it has a node of its own."""
+    with running_cluster(tmp_path) as node:
+        honest, other = node.hub("room-1"), node.hub("room-2")
+        state = str(Topic.hub_state("acme", "berlin", "room-1"))
 
-    async def story() -> None:
-        first, flood = await node.join(honest), await node.join(other)
-        first.send(publish(state, b"before", retain=True))
-        await first.answer()
-        client = await nats_stream.connect(node.nats, node.service)
-        await bounded(client, RETAINED_STREAM)
-        for number in range(40):
-            topic = str(Topic.up("acme", "berlin", "room-2", f"kind-{number}"))
-            flood.send(publish(topic, b"x" * 50_000, retain=True, packet_id=number + 1))
-            await flood.answer()
-        assert (await told_of(client, RETAINED_STREAM))["state"]["bytes"] <= SMALL_BYTES
-        first.send(publish(state, b"after", retain=True))
-        await first.answer()
-        viewer = await subscribed(await node.join(node.service, "cloud_room"), state)
-        assert await viewer.expect(1) == [(state, b"after", True)]
-        await nats_stream.bound_others(client)
-        await client.close()
-        await closed(first, flood, viewer)
+        async def story() -> None:
+            first, flood = await node.join(honest), await node.join(other)
+            first.send(publish(state, b"before", retain=True))
+            await first.answer()
+            client = await nats_stream.connect(node.nats, node.service)
+            await bounded(client, RETAINED_STREAM)
+            for number in range(40):
+                topic = str(Topic.up("acme", "berlin", "room-2", f"kind-{number}"))
+                flood.send(publish(topic, b"x" * 50_000, retain=True, packet_id=number + 1))
+                await flood.answer()
+            assert (await told_of(client, RETAINED_STREAM))["state"]["bytes"] <= SMALL_BYTES
+            first.send(publish(state, b"after", retain=True))
+            await first.answer()
+            viewer = await subscribed(await node.join(node.service, "cloud_room"), state)
+            assert await viewer.expect(1) == [(state, b"after", True)]
+            await nats_stream.bound_others(client)
+            await client.close()
+            await closed(first, flood, viewer)
 
-    asyncio.run(story())
-    until("it is said who it was", lambda: any("room-2" in str(line.get("line")) for line in node.log("cloud")))
+        asyncio.run(story())
+        until("it is said who it was", lambda: any("room-2" in str(line.get("line")) for line in node.log("cloud")))
 
 
 async def bounded(client: Client, stream: str) -> None:

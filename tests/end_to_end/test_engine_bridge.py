@@ -141,7 +141,6 @@ def test_hubs_live_behind_a_bridging_mosquitto_and_go_around_it_when_it_fails(tm
         site.relay.send_signal(signal.SIGCONT)
         site.wait_for_path("connector")
         site.wait_until_flowing()
-        site.wait_until_drained()
         site.assert_nothing_lost_or_doubled()
 
 

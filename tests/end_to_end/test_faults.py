@@ -24,7 +24,6 @@ def test_every_process_can_be_killed_in_turn(fleet: Fleet) -> None:
         fleet.kill(name)
         fleet.start(name)
         fleet.wait_until_flowing()
-    fleet.wait_until_drained()
     fleet.assert_nothing_lost_or_doubled()
 
 
@@ -34,7 +33,6 @@ def test_everything_can_be_killed_at_once(fleet: Fleet) -> None:
         fleet.kill(*fleet.roles)
         fleet.start()
         fleet.wait_until_flowing()
-    fleet.wait_until_drained()
     fleet.assert_nothing_lost_or_doubled()
 
 
@@ -45,5 +43,4 @@ def test_a_hub_measures_on_while_everything_else_is_away(fleet: Fleet) -> None:
     assert fleet.path("pc-1") == "none"
     fleet.start("cloud-broker", "cloud", "site-broker", "connector")
     fleet.wait_until_flowing()
-    fleet.wait_until_drained()
     fleet.assert_nothing_lost_or_doubled()

@@ -141,7 +141,6 @@ def test_hubs_live_behind_a_leaf_node_and_go_around_it_when_it_fails(tmp_path: P
         site.wait_until_flowing()
         assert site.upstream() == "up"
         assert "to_cloud" not in str(site.status("connector")["counters"]).replace("beside_to_cloud", "")
-        site.wait_until_drained()
         site.assert_nothing_lost_or_doubled()
 
 
@@ -173,5 +172,4 @@ def test_a_silent_wan_and_the_death_of_either_broker_cost_nothing(tmp_path: Path
             relay.send_signal(signal.SIGCONT)
         site.wait_for_path("connector")
         site.wait_until_flowing()
-        site.wait_until_drained()
         site.assert_nothing_lost_or_doubled()

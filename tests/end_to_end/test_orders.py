@@ -45,7 +45,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         this.wait_until_flowing()
         yield this
         this.wait_until_flowing()
-        this.wait_until_drained()
         this.assert_nothing_lost_or_doubled()
     finally:
         for hub in this.hubs:

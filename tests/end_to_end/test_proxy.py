@@ -95,5 +95,4 @@ def test_hub_and_connector_reach_the_cloud_through_the_proxy_alone(behind: Behin
     until("and says why", lambda: any("proxy 10.78.1.254" in str(line) for line in behind.log("pc-2")))
     behind.proxy = behind.proxy_host.start(behind.proxy_command)
     behind.wait_until_flowing()
-    behind.wait_until_drained()
     behind.assert_nothing_lost_or_doubled()

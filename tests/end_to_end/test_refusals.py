@@ -296,5 +296,4 @@ def test_the_honest_hubs_have_lost_nothing(tmp_path: Path, unique_name: str, bri
 
         asyncio.run(misbehave())
         fleet.wait_until_flowing()
-        fleet.wait_until_drained()
         fleet.assert_nothing_lost_or_doubled()

@@ -80,7 +80,6 @@ def test_a_locked_database_stops_acknowledgements_and_loses_nothing(fleet: Fleet
     lock.close()
     until("the cloud recovers", lambda: fleet.status("cloud")["storage"] == "ok")
     fleet.wait_until_flowing()
-    fleet.wait_until_drained()
     fleet.assert_nothing_lost_or_doubled()
 
 
