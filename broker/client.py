@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import paho.mqtt.client as paho
 import structlog
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.properties import Properties
@@ -24,6 +23,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from broker.client_dial import HTTPS_PORT, Dial
 from broker.client_events import Closed, Lost, Opened, Received, Refused, SessionEvent, SessionOptions, Will
 from broker.client_stream import TICK_S, ClientStream
+from broker.paho_client import paho
 from broker.runner import monotonic_s
 from broker.tls import describe_tls_error
 from config import limits

@@ -9,11 +9,11 @@ import socket
 import ssl
 from typing import Final
 
-import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.client_events import Lost, Refused, SessionOptions
 from broker.client_stream import ClientStream, socket_class
+from broker.paho_client import paho
 from broker.proxy import tunnel
 from broker.tls import ALPN, describe_tls_error
 from config import limits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 
 @contextmanager
@@ -13,6 +14,18 @@ def without(*modules: str) -> Iterator[None]:
     left_out = [name for name in modules if name not in sys.modules]
     for name in left_out:
         sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in left_out:
+            del sys.modules[name]
+
+
+@contextmanager
+def with_empty(*modules: str) -> Iterator[None]:
+    """Let what is imported in this block find empty modules, where it insists on some that we do not need."""
+    left_out = {name: ModuleType(name) for name in modules if name not in sys.modules}
+    sys.modules.update(left_out)
     try:
         yield
     finally:

@@ -16,7 +16,9 @@ for name in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize("name", ["rich", "typing_extensions", "difflib", "cryptography", "amqtt", "sqlalchemy"])
+@pytest.mark.parametrize(
+    "name", ["rich", "typing_extensions", "difflib", "cryptography", "amqtt", "sqlalchemy", "urllib.request"]
+)
 def test_a_hub_loads_nothing_that_it_has_no_use_for(name: str) -> None:
     """Each is some hundred kB up to 9 MB of the 40 that a hub may have; whoever wants it later still gets it."""
     pytest.importorskip(name)
