@@ -2,6 +2,8 @@
 # PYTHON=python3.12 chooses an interpreter, ARGS='…' replaces the arguments of demo, bench and soak and adds to those of test.
 
 SHELL := /bin/sh
+# Compiled once, as an installed package is, not at every start of a process.
+unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(PATH):/usr/sbin:/sbin:$(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin)))
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -73,6 +74,7 @@ BY_NAME_ONLY: Final = frozenset(("operations", "cluster"))
 @click.option("--write/--no-write", default=True, show_default=True, help="Renew the tables of docs/performance.md.")
 def main(sections: tuple[str, ...], quick: bool, rounds: int, seconds: float, write: bool) -> None:
     """Measure Hubline against Mosquitto bridged to Mosquitto: everything but the long runs, or only SECTIONS."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # An installed package has its byte code, and starts with it.
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     plan = QUICK if quick else Plan(rounds, 2, seconds)
     for number in _SIGNALS:

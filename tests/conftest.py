@@ -49,6 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together, for pytest-xdist, what must not run at the same time."""
     for item in items:
         place = item.path.relative_to(Path(__file__).parent).as_posix()
+        if place.startswith("simulation/"):
+            item.add_marker(pytest.mark.no_cover)  # Three times as slow with it, and the pure cores have tests of their own.
         if place.startswith(FLEETS):
             item.add_marker(pytest.mark.xdist_group("fleets"))
         elif place.startswith(NETWORKS) or item.get_closest_marker("root") is not None:
@@ -67,6 +69,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_configure() -> None:
     """Mark this process, so that its descendants can be told from everything else on the machine."""
     os.environ[RUN] = secrets.token_hex(8)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # Else each of many hundred processes compiles its modules anew.
     # How long an example takes says how busy the machine is, not whether it is right.
     settings.register_profile("hubline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("hubline")
