@@ -46,14 +46,9 @@ def nothing_left_behind() -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist looks at the groups in the same hook.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together, for pytest-xdist, what must not run at the same time.
-
-    Simulations are not traced: it takes them three times as long, and the pure cores have tests of their own.
-    """
+    """Keep together, for pytest-xdist, what must not run at the same time."""
     for item in items:
         place = item.path.relative_to(Path(__file__).parent).as_posix()
-        if place.startswith("simulation/"):
-            item.add_marker(pytest.mark.no_cover)
         if place.startswith(FLEETS):
             item.add_marker(pytest.mark.xdist_group("fleets"))
         elif place.startswith(NETWORKS) or item.get_closest_marker("root") is not None:
