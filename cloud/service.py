@@ -117,7 +117,9 @@ class Service:
             await asyncio.wait([keeping, acting], return_when=asyncio.FIRST_COMPLETED)
             if not acting.done():
                 _log.error("lead_lost", consequence="this process ends; started again, it stands by")
-                await cancelled([acting, *self._running])
+                acting.cancel()
+                await cancelled(self._running)
+                await asyncio.wait([acting])
                 if not acting.cancelled():
                     acting.result()
                 keeping.result()

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from nats.errors import Error
 
 from broker.engines import nats_stream
 from broker.topics import Topic, everything_filter, hub_filter
@@ -27,6 +28,19 @@ async def listening(cluster: Cluster, node: int) -> RawClient:
             if (await client.answer())[-1:] == b"\1":
                 return client
         await client.close()
+
+
+async def led(cluster: Cluster) -> None:
+    """Wait until the stream for the workers has a leader, and the first node knows of it: what comes before that is lost.
+
+    Hubs send it again until the cloud has it; here nobody does.
+    """
+    client = await nats_stream.connect(cluster.nats[:1], cluster.service)
+    while True:
+        with suppress(Error, TimeoutError):
+            await client.jetstream().stream_info(nats_stream.STREAM)  # Its leader answers.
+            break
+    await client.close()
 
 
 async def retained(client: RawClient) -> bool:
@@ -72,6 +86,7 @@ def test_three_nodes_are_one_broker_and_lose_nothing_with_one_of_them(tmp_path: 
             while not await retained(service):  # As long as its stream has no new leader.
                 await service.close()
                 service = await listening(cluster, 2)
+            await led(cluster)
             member = await cluster.join(own, node=0)
             for number in range(1, 50):
                 await send(member, number)
