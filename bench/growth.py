@@ -99,8 +99,8 @@ def ingest(plan: Plan, tell: Tell) -> Found:
             pairs: list[tuple[float, float]] = []
             for number in range(plan.rounds):
                 order = (few, many) if number % 2 == 0 else (many, few)
-                found = {id(rig): asyncio.run(cost_s(rig)) for rig in order}
-                pairs.append((found[id(few)], found[id(many)]))
+                found = {rig: asyncio.run(cost_s(rig)) for rig in order}
+                pairs.append((found[few], found[many]))
         small, large = [little for little, _ in pairs], [much for _, much in pairs]
         tell(
             f"  {database}: {median(small):.3f} s for 1000 messages with {before:,}, {median(large):.3f} s with {after:,}"

@@ -48,8 +48,6 @@ class Dedicated:
 
     async def ask(self, sql: str, *parameters: object) -> Any:
         """Return the first value of the first row. Raises StorageError, also if the answer takes too long."""
-        import asyncpg
-
         from cloud.postgres_driver import FAILURES
 
         try:
@@ -59,9 +57,7 @@ class Dedicated:
             self.abort()
             raise StorageError(self._place, f"no answer within {limits.LEAD_ANSWER_S:g} s") from exc
         except FAILURES as exc:
-            if isinstance(exc, asyncpg.InternalClientError):
-                self.abort()  # It was lost in the middle of something, and the client has not noticed.
-            raise StorageError(self._place, " ".join(str(exc).split()) or type(exc).__name__) from exc
+            raise self._failure(exc) from exc
 
     async def listen(self, channel: str, hear: Callable[[str], None]) -> None:
         """Hear the text of each notice from now on. Raises StorageError."""
@@ -76,7 +72,7 @@ class Dedicated:
             async with asyncio.timeout(limits.LEAD_ANSWER_S):
                 await self._connection.add_listener(channel, on_notice)
         except FAILURES as exc:
-            raise StorageError(self._place, " ".join(str(exc).split()) or type(exc).__name__) from exc
+            raise self._failure(exc) from exc
 
     async def watch(self, every_s: float, alive: Callable[[], None] = lambda: None) -> None:
         """Ask again and again whether it works, `alive` each time that it did. Ends with its loss, by StorageError."""
@@ -102,6 +98,14 @@ class Dedicated:
         """Close it at once."""
         if not self._connection.is_closed():
             self._connection.terminate()
+
+    def _failure(self, exc: Exception) -> StorageError:
+        """Say it in our words. A connection lost in the middle of something is given up: the client has not noticed."""
+        import asyncpg
+
+        if isinstance(exc, asyncpg.InternalClientError):
+            self.abort()
+        return StorageError(self._place, " ".join(str(exc).split()) or type(exc).__name__)
 
     def _on_termination(self, _connection: object) -> None:
         self.lost.set()

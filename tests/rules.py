@@ -95,22 +95,22 @@ def broad_except(text: str) -> Iterator[str]:
 
 def sleeps(text: str) -> Iterator[str]:
     """A blocking sleep stops the event loop, or a thread that nobody can stop."""
-    for node in ast.walk(ast.parse(text)):
-        match node:
-            case ast.Attribute(value=ast.Name(id="time"), attr="sleep"):
-                yield f"{node.lineno}: time.sleep"
-            case ast.ImportFrom(module="time", names=names) if any(name.name == "sleep" for name in names):
-                yield f"{node.lineno}: imports sleep"
+    yield from _uses(text, "time", "sleep")
 
 
 def lost_cancellations(text: str) -> Iterator[str]:
     """Before Python 3.12, `asyncio.wait_for` swallows a cancellation that comes with what it waits for: the task goes on."""
+    yield from _uses(text, "asyncio", "wait_for")
+
+
+def _uses(text: str, module: str, name: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(text)):
         match node:
-            case ast.Attribute(value=ast.Name(id="asyncio"), attr="wait_for"):
-                yield f"{node.lineno}: asyncio.wait_for"
-            case ast.ImportFrom(module="asyncio", names=names) if any(name.name == "wait_for" for name in names):
-                yield f"{node.lineno}: imports wait_for"
+            case ast.Attribute(value=ast.Name(id=owner), attr=attr) if (owner, attr) == (module, name):
+                yield f"{node.lineno}: {module}.{name}"
+            case ast.ImportFrom(module=origin, names=names) if origin == module:
+                if any(each.name == name for each in names):
+                    yield f"{node.lineno}: imports {name}"
 
 
 def empty_names(text: str) -> Iterator[str]:
