@@ -93,7 +93,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class NewestValue:
-    """The newest value of a sensor, which a transaction has changed."""
+    """The newest value of a sensor and how many of its readings are stored; a transaction has changed at least the number."""
 
     site: str
     hub_id: str

@@ -85,12 +85,10 @@ class Sums:
             if name not in known:
                 continue  # One of a hub that makes up names without end.
             sensor_no, before, count = known[name]
-            newest = max(before, summary.newest)
-            self.sensors.append((*newest, summary.count, sensor_no))
-            if newest != before:
-                ts, _, value = newest
-                last = Last(ts, orjson.loads(value), count + summary.count)
-                self.newest.append(NewestValue(site, hub_id, name, last))
+            ts, seq, value = max(before, summary.newest)
+            self.sensors.append((ts, seq, value, summary.count, sensor_no))
+            # Older readings that come late are counted, too: what is told of a sensor has changed.
+            self.newest.append(NewestValue(site, hub_id, name, Last(ts, orjson.loads(value), count + summary.count)))
             if len(summary.buckets) == 1:  # Most often so while a hub keeps up.
                 [(bucket, rollup)] = summary.buckets.items()
                 row = (sensor_no, rollup.count, rollup.minimum, rollup.maximum, rollup.total)
@@ -116,7 +114,7 @@ class SumsWriter:
 
     @property
     def newest(self) -> list[NewestValue]:
-        """Return the newest values that have changed."""
+        """Return the newest values of which something has changed, if only how many readings there were."""
         return self._sums.newest
 
     def add(self, site: str, hub_id: str, hub_no: int, summaries: dict[str, SensorSummary]) -> None:
