@@ -21,7 +21,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from broker.client_dial import HTTPS_PORT, Dial
-from broker.client_events import Closed, Lost, Opened, Received, Refused, SessionEvent, SessionOptions, Will
+from broker.client_events import Closed, Granted, Lost, Opened, Received, Refused, SessionEvent, SessionOptions, Will
+from broker.client_states import States
 from broker.client_stream import TICK_S, ClientStream
 from broker.paho_client import paho
 from broker.runner import monotonic_s
@@ -57,6 +58,8 @@ class Session:
         self._stream = ClientStream(self, own_packets=not options.mqtt5)
         self._dial = Dial(options, self._stream)
         self._client = self._dial.client
+        self._states = States()
+        self._asking_again: asyncio.TimerHandle | None = None
         self._set_callbacks()
         self._thread = threading.Thread(target=self._connect, name=f"mqtt {options.client_id}", daemon=True)
         self._in_loop = isinstance(self._loop, asyncio.SelectorEventLoop) and not options.in_thread
@@ -69,7 +72,7 @@ class Session:
         self._writing = False
         self._wake_reader: socket.socket | None = None
         self._wake_writer: socket.socket | None = None
-        self._inbox: deque[SessionEvent] = deque()
+        self._inbox: deque[SessionEvent | Granted] = deque()
         self._inbox_lock = threading.Lock()
         self._ended = asyncio.Event()
         self._opened = False
@@ -113,14 +116,17 @@ class Session:
         return True
 
     def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
-        """Subscribe to topic filters, each with its QoS. Retained messages that match are received again each time."""
+        """Subscribe to topic filters, each with its QoS. Retained messages that match are received again each time.
+
+        No state is missed, whatever the broker does while it takes the subscription (`broker.client_states`).
+        """
         if self._usable:
-            self._client.subscribe(list(filters))
-            self._line_up()
+            self._states.asked(self._ask_for(filters), filters)
 
     def unsubscribe(self, topic_filters: Sequence[str]) -> None:
         """End subscriptions; what is on its way may still come."""
         if self._usable:
+            self._states.left(topic_filters)
             self._client.unsubscribe(list(topic_filters))
             self._line_up()
 
@@ -143,6 +149,28 @@ class Session:
 
     # --- In the event loop ------------------------------------------------------------------------------------------
 
+    def _ask_for(self, filters: Sequence[tuple[str, int]]) -> int:
+        """Subscribe, and return the packet id."""
+        _, number = self._client.subscribe(list(filters))
+        self._line_up()
+        return number or 0
+
+    def _granted(self, number: int) -> None:
+        if (wait_s := self._states.granted(number)) is not None:
+            self._plan_to_ask_again(wait_s)
+
+    def _plan_to_ask_again(self, wait_s: float) -> None:
+        if self._asking_again is not None:
+            self._asking_again.cancel()
+        self._asking_again = self._loop.call_later(wait_s, self._ask_again)
+
+    def _ask_again(self) -> None:
+        filters, wait_s = self._states.ask_again()
+        if self._usable and filters:
+            self._ask_for(filters)
+            if wait_s is not None:
+                self._plan_to_ask_again(wait_s)
+
     def _give_up(self) -> None:
         if not self._opened and not self._over and not self._closing:
             self._abort()
@@ -161,6 +189,8 @@ class Session:
         """Report the end once; whatever ends a session that we are closing, it is closed."""
         if not self._over:
             self._over = True
+            if self._asking_again is not None:
+                self._asking_again.cancel()
             self._report(Closed() if self._closing else event)
 
     def _abort(self) -> None:
@@ -184,8 +214,11 @@ class Session:
                     case Opened():
                         self._opened = True
                         self._report(event)
-                    case Received():
-                        self._report(event)
+                    case Received(topic, payload, retain):
+                        if not self._states.is_stale(topic, payload, retain):
+                            self._report(event)
+                    case Granted(number):
+                        self._granted(number)
                     case _:
                         self._finish(event)
             except (
@@ -425,20 +458,22 @@ class Session:
         self,
         _client: paho.Client,
         _userdata: object,
-        _mid: int,
+        mid: int,
         reasons: list[ReasonCode],
         _props: Properties | None,
     ) -> None:
         if any(reason.is_failure for reason in reasons):  # A cluster that has just lost a node does so for seconds.
             self._put(Lost("the broker did not take a subscription", self._stream.alive_at))
             self._dial.hang_up()
+        else:
+            self._put(Granted(mid))
 
     def _on_publish(
         self, _client: paho.Client, _userdata: object, _mid: int, _reason: ReasonCode, _props: Properties | None
     ) -> None:
         self._acknowledged += 1
 
-    def _put(self, event: SessionEvent) -> None:
+    def _put(self, event: SessionEvent | Granted) -> None:
         with self._inbox_lock:
             if len(self._inbox) >= limits.INBOX_MAX and isinstance(event, Received):
                 self.dropped += 1

@@ -48,6 +48,13 @@ class Received:
     retain: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The broker has taken the SUBSCRIBE with this packet id. It is not reported."""
+
+    number: int
+
+
 SessionEvent: TypeAlias = Opened | Refused | Lost | Closed | Received
 
 

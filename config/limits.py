@@ -50,6 +50,10 @@ KEEP_ALIVE_GRACE: Final = 1.5
 CONNECT_TIMEOUT_S: Final = 10.0
 """TCP, TLS and CONNACK together; a broker that needs longer is overloaded, and backing off helps it."""
 
+SUBSCRIBE_AGAIN_S: Final = (1.0, 150.0)
+"""Waits before a subscription of states is made again, from the answer on: until NATS has put away what was published while it
+took the first one, and until it has forgotten what it may have read too early (two minutes)."""
+
 CLOSE_TIMEOUT_S: Final = 2.0
 """For the last bytes of a clean DISCONNECT; a role has five seconds to stop."""
 

@@ -12,14 +12,18 @@ import orjson
 import pytest
 from nats.aio.client import Client
 
+from broker.client import Opened, Received
 from broker.engines import nats_stream
 from broker.engines.nats_rights import DELIVERIES_STREAM, RETAINED_STREAM
+from broker.tls import client_context
 from broker.topics import Topic, everything_filter, hub_filter
 from config import limits, provision
 from config.errors import HublineError
+from config.principal import CLOUD_SITE, server_name
 from tests.broker.raw_mqtt import CONNACK, RawClient, connect, publish, subscribe
 from tests.fleet import until
 from tests.nats import Cluster, needs_nats, running_cluster
+from tests.sessions import is_a, opened
 
 pytestmark = needs_nats
 
@@ -288,6 +292,34 @@ async def told_of(client: Client, stream: str) -> dict[str, Any]:
     answer = await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", 5)
     told: dict[str, Any] = orjson.loads(answer.data)
     return told
+
+
+def test_a_state_that_is_told_while_the_node_takes_the_subscription_is_heard(tmp_path: Path) -> None:
+    """nats-server itself sends it neither as retained nor as new."""
+
+    async def story(node: Cluster) -> None:
+        speaker = await node.join(node.identity("connector", "berlin-1", "berlin"))
+        for number in range(3000):  # To read so many from the disk takes the node a while.
+            speaker.send(publish(str(Topic.hub_state("acme", "berlin", f"old-{number}")), b"{}", retain=True))
+            assert (await speaker.answer())[0] == PUBACK
+        told = [str(Topic.hub_state("acme", "berlin", f"new-{number}")) for number in range(20)]
+        tls = client_context(node.service, server_name("acme", CLOUD_SITE))
+        session, ears = opened(node.endpoints[0], tls, "cloud")
+        await ears.hear(is_a(Opened))
+        session.subscribe([(hub_filter("acme", "+", "+", "state"), 0)])
+        for topic in told:
+            speaker.send(publish(topic, b"{}", retain=True))
+            assert (await speaker.answer())[0] == PUBACK
+        for topic in told:
+            await ears.hear(lambda event, topic=topic: isinstance(event, Received) and event.topic == topic)  # type: ignore[misc]
+        topics = [event.topic for event in ears.heard if isinstance(event, Received)]
+        assert len(topics) == len(set(topics)), "each once, although asked for again"
+        await session.close()
+        await speaker.close()
+
+    with running_cluster(tmp_path) as node:
+        provision.connector(node.directory, "berlin-1", "berlin")
+        asyncio.run(story(node))
 
 
 def test_hub_that_is_new_after_the_start_gets_in_at_once(node: Cluster) -> None:

@@ -1,0 +1,79 @@
+"""What a session that asks twice for states lets through: each word once, and none that is older than what came live."""
+
+from __future__ import annotations
+
+from broker.client_states import States
+from config import limits
+
+STATE = "hl1/acme/berlin/hub/pc-1/state"
+OTHER = "hl1/acme/berlin/hub/pc-2/state"
+OF_STATES = [("hl1/acme/berlin/hub/+/state", 1)]
+OF_CONNECTORS = [("hl1/acme/berlin/connector/+/state", 1)]
+FILTERS = [("hl1/acme/berlin/hub/+/heartbeat", 1), *OF_STATES]
+
+
+def asked(*retained: tuple[str, bytes]) -> States:
+    """Return what has asked once, has heard this, and has just asked again."""
+    states = States()
+    states.asked(1, FILTERS)
+    for topic, payload in retained:
+        assert not states.is_stale(topic, payload, True)
+    assert states.granted(1) is not None
+    states.ask_again()
+    return states
+
+
+def test_only_states_are_asked_for_again_twice_and_then_never_more() -> None:
+    """Heartbeats are not retained; an endless circle of subscriptions would be a load of its own."""
+    states = States()
+    states.asked(1, FILTERS[:1])
+    assert states.granted(1) is None
+    states.asked(2, FILTERS)
+    states.asked(3, OF_CONNECTORS)
+    first_s, second_s = limits.SUBSCRIBE_AGAIN_S
+    assert (states.granted(2), states.granted(3)) == (first_s, first_s)
+    assert states.granted(2) is None, "the answer to what was asked for again"
+    assert states.ask_again() == ([*OF_STATES, *OF_CONNECTORS], second_s)
+    assert states.ask_again() == ([*OF_STATES, *OF_CONNECTORS], None)
+
+
+def test_what_was_missed_is_heard_and_what_was_heard_is_not_heard_again() -> None:
+    """The second answer holds everything that is retained."""
+    states = asked((STATE, b"born"))
+    assert states.is_stale(STATE, b"born", True)
+    assert not states.is_stale(OTHER, b"born", True)
+    assert asked((STATE, b"born")).is_stale(STATE, b"ended", True) is False
+
+
+def test_a_copy_that_comes_after_a_live_word_is_older() -> None:
+    """A hub that has just died would be there again, for good."""
+    states = asked((STATE, b"born"))
+    assert not states.is_stale(STATE, b"ended", False)
+    assert states.is_stale(STATE, b"born", True)
+    assert not states.is_stale(STATE, b"ended", False), "whatever comes live is news"
+
+
+def test_who_asks_anew_hears_anew_what_he_has_asked_for() -> None:
+    """A bridge tells a cloud that was away all states again."""
+    states = asked((STATE, b"born"))
+    states.is_stale(STATE, b"ended", False)
+    states.asked(2, OF_CONNECTORS)
+    assert states.is_stale(STATE, b"born", True)
+    states.asked(3, FILTERS)
+    assert not states.is_stale(STATE, b"ended", True)
+
+
+def test_what_is_left_is_not_asked_for_again() -> None:
+    """A subscription that was ended in the meantime would come back."""
+    states = asked()
+    states.left([OF_STATES[0][0]])
+    assert states.ask_again()[0] == []
+    states.asked(2, FILTERS)
+    assert states.ask_again()[0] == OF_STATES
+
+
+def test_other_messages_are_all_heard() -> None:
+    """An acknowledgement is none of ours, whatever it repeats."""
+    states = asked()
+    for _ in range(2):
+        assert not states.is_stale("hl1/acme/berlin/hub/pc-1/down/ack", b"same", True)
