@@ -104,10 +104,13 @@ def told(logs: Sequence[Any]) -> list[str]:
 
 
 def events(logs: Sequence[Any]) -> list[str]:
+    """Return what an operator is told of the engine. At a stop, who of it ends first is only for a developer."""
     return [
         entry["event"]
         for entry in logs
-        if entry["event"].startswith(("engine_", "broker_")) and entry["event"] != "engine_said"
+        if entry["event"].startswith(("engine_", "broker_"))
+        and entry["event"] != "engine_said"
+        and entry["log_level"] != "debug"
     ]
 
 
