@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 COVERAGE_MIN := 85
-WORKERS := --numprocesses 3 --dist loadgroup
+WORKERS := --numprocesses 4 --dist loadgroup
 SOAK_ARGS := -m soak --no-cov -p no:randomly
 
 # command:Debian package, of what some tests drive from outside

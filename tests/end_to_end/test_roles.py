@@ -92,7 +92,7 @@ def test_a_full_disk_at_the_hub_is_told_as_a_gap_and_mends_itself(
     fleet = Fleet(tmp_path, unique_name, hubs=1, environ=fast, bridge=bridge)
     data = fleet.bundle("hub", "pc-1") / "data"
     data.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(data)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(data)], check=True)
     try:
         fleet.start("pc-1")
         until("the disk is full", lambda: fleet.events("pc-1", "outbox_refused"))
