@@ -58,7 +58,7 @@ class Session:
         self._stream = ClientStream(self, own_packets=not options.mqtt5)
         self._dial = Dial(options, self._stream)
         self._client = self._dial.client
-        self._states = States()
+        self._states = States(options.ask_again_s)
         self._asking_again: asyncio.TimerHandle | None = None
         self._set_callbacks()
         self._thread = threading.Thread(target=self._connect, name=f"mqtt {options.client_id}", daemon=True)
@@ -118,7 +118,7 @@ class Session:
     def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
         """Subscribe to topic filters, each with its QoS. Retained messages that match are received again each time.
 
-        No state is missed, whatever the broker does while it takes the subscription (`broker.client_states`).
+        What asks for states alone is asked for again later, so that no state is missed (`broker.client_states`).
         """
         if self._usable:
             self._states.asked(self._ask_for(filters), filters)
@@ -151,12 +151,12 @@ class Session:
 
     def _ask_for(self, filters: Sequence[tuple[str, int]]) -> int:
         """Subscribe, and return the packet id."""
-        _, number = self._client.subscribe(list(filters))
+        _, packet_id = self._client.subscribe(list(filters))
         self._line_up()
-        return number or 0
+        return packet_id or 0
 
-    def _granted(self, number: int) -> None:
-        if (wait_s := self._states.granted(number)) is not None:
+    def _granted(self, packet_id: int) -> None:
+        if (wait_s := self._states.granted(packet_id)) is not None:
             self._plan_to_ask_again(wait_s)
 
     def _plan_to_ask_again(self, wait_s: float) -> None:
@@ -215,10 +215,10 @@ class Session:
                         self._opened = True
                         self._report(event)
                     case Received(topic, payload, retain):
-                        if not self._states.is_stale(topic, payload, retain):
+                        if self._states.heard(topic, payload, retain):
                             self._report(event)
-                    case Granted(number):
-                        self._granted(number)
+                    case Granted(packet_id):
+                        self._granted(packet_id)
                     case _:
                         self._finish(event)
             except (

@@ -41,7 +41,7 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message of one of the subscriptions. `retain` says that it was waiting at the broker when we subscribed."""
+    """A message of one of the subscriptions. `retain` says that it was waiting at the broker when we subscribed (again)."""
 
     topic: str
     payload: bytes
@@ -50,9 +50,9 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The broker has taken the SUBSCRIBE with this packet id. It is not reported."""
+    """The broker has taken a SUBSCRIBE. It is not reported."""
 
-    number: int
+    packet_id: int
 
 
 SessionEvent: TypeAlias = Opened | Refused | Lost | Closed | Received
@@ -72,7 +72,8 @@ class SessionOptions:
 
     `tls` verifies the peer's name, whatever the address; it is a context of this session's own. On port 443 it offers
     ALPN. With a `proxy` the connection goes through it. `mqtt5` is for what 3.1.1 has not: shared subscriptions.
-    `in_thread`: read and write in a thread, as where the event loop can't watch a socket.
+    `in_thread`: read and write in a thread, as where the event loop can't watch a socket. `ask_again_s`: the waits of
+    SUBSCRIBE_AGAIN_S.
     """
 
     endpoint: str
@@ -83,3 +84,4 @@ class SessionOptions:
     keep_alive_s: int = limits.KEEP_ALIVE_S
     mqtt5: bool = False
     in_thread: bool = False
+    ask_again_s: tuple[float, ...] = limits.SUBSCRIBE_AGAIN_S

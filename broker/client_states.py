@@ -9,35 +9,31 @@ that memory has gone. What comes then is mostly known, and may be older than wha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
-from broker.topics import covers
+from broker.topics import covers, is_of_state
 from config import limits
-
-STATE_LEVEL: Final = "/state"
-"""The end of every topic on which a member or a bridge says how it is: retained, and only once."""
 
 
 class States:
-    """The states that one session wants, and what it has heard of them, by topic."""
+    """The states that one session wants, and what it has heard of them, by topic. `waits_s`: see SUBSCRIBE_AGAIN_S."""
 
-    def __init__(self) -> None:
+    def __init__(self, waits_s: Sequence[float] = limits.SUBSCRIBE_AGAIN_S):
+        self._all_waits_s = tuple(waits_s)
+        self._waits_s: tuple[float, ...] = ()
         self._filters: dict[str, int] = {}
         self._asked: set[int] = set()
-        self._waits: Sequence[float] = ()
         self._again = False
         self._live: set[str] = set()
         self._copies: dict[str, int] = {}
 
-    def asked(self, number: int, filters: Sequence[tuple[str, int]]) -> None:
-        """Take note of a SUBSCRIBE with this packet id, after which everything that is retained is wanted (again)."""
-        of_states = {topic_filter: qos for topic_filter, qos in filters if topic_filter.endswith(STATE_LEVEL)}
-        if not of_states:
-            return
-        self._filters |= of_states
-        self._asked.add(number)
+    def asked(self, packet_id: int, filters: Sequence[tuple[str, int]]) -> None:
+        """Take note of a SUBSCRIBE, after which everything that is retained is wanted (again)."""
+        of_states = {topic_filter: qos for topic_filter, qos in filters if is_of_state(topic_filter)}
+        if of_states:
+            self._filters |= of_states
+            self._asked.add(packet_id)
         for topic in [*self._live, *self._copies]:
-            if any(covers(topic_filter, topic) for topic_filter in of_states):
+            if any(covers(topic_filter, topic) for topic_filter, _ in filters):
                 self._live.discard(topic)
                 self._copies.pop(topic, None)
 
@@ -46,26 +42,33 @@ class States:
         for topic_filter in topic_filters:
             self._filters.pop(topic_filter, None)
 
-    def granted(self, number: int) -> float | None:
+    def granted(self, packet_id: int) -> float | None:
         """Return in how many seconds to `ask_again`, instead of any earlier plan; None if that SUBSCRIBE changes nothing."""
-        if number not in self._asked:
+        if packet_id not in self._asked:
             return None
-        self._asked.remove(number)
-        first, *self._waits = limits.SUBSCRIBE_AGAIN_S
-        return first
+        self._asked.remove(packet_id)
+        return self._next_wait_s(self._all_waits_s)
 
     def ask_again(self) -> tuple[list[tuple[str, int]], float | None]:
         """Return what to subscribe to once more, and in how many seconds to come back. From now on known copies may come."""
         self._again = True
-        wait_s, self._waits = (self._waits[0], self._waits[1:]) if self._waits else (None, ())
-        return list(self._filters.items()), wait_s
+        return list(self._filters.items()), self._next_wait_s(self._waits_s)
 
-    def is_stale(self, topic: str, payload: bytes, retain: bool) -> bool:
-        """Tell whether a message that has just come is a copy which says nothing new, or less than what has come live."""
-        if not topic.endswith(STATE_LEVEL):
-            return False
+    def heard(self, topic: str, payload: bytes, retain: bool) -> bool:
+        """Take note of a message that has come, and return whether it is news.
+
+        It is not if it is a retained copy of a state that is known already, or of one of which a newer word has come live.
+        """
+        if not self._filters or not is_of_state(topic):
+            return True
+        if len(self._live) + len(self._copies) >= limits.STATES_REMEMBERED:
+            return True
         if not retain:
             self._live.add(topic)
-            return False
+            return True
         known, self._copies[topic] = self._copies.get(topic), hash(payload)
-        return topic in self._live or (self._again and known == self._copies[topic])
+        return topic not in self._live and not (self._again and known == self._copies[topic])
+
+    def _next_wait_s(self, waits_s: tuple[float, ...]) -> float | None:
+        self._waits_s = waits_s[1:]
+        return waits_s[0] if waits_s else None

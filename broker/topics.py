@@ -123,6 +123,11 @@ def everything_filter(fleet: str, site: str | None = None) -> str:
     return "/".join((ROOT, fleet, "#") if site is None else (ROOT, fleet, site, "#"))
 
 
+def is_of_state(text: str) -> bool:
+    """Tell whether a topic is one on which somebody says how he is, or a filter asks for nothing else."""
+    return text.endswith("/state")
+
+
 def levels_of(text: str) -> tuple[str, ...]:
     """Return the levels of a topic or topic filter (MQTT 3.1.1, 4.7)."""
     return tuple(text.split("/"))

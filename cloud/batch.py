@@ -60,7 +60,7 @@ class RefusedMessage:
 
 @dataclass(frozen=True, slots=True)
 class HubStateSeen:
-    """What a hub, or its last will, said of itself. `retained`: it was waiting at the broker when we subscribed."""
+    """What a hub, or its last will, said of itself. `retained`: it was waiting at the broker when we subscribed (again)."""
 
     site: str
     hub_id: str

@@ -26,7 +26,7 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class HubSaid:
-    """A birth, a clean stop or a last will. `retained`: it was waiting at the broker when we subscribed."""
+    """A birth, a clean stop or a last will. `retained`: it was waiting at the broker when we subscribed (again)."""
 
     site: str
     hub_id: str

@@ -54,6 +54,9 @@ SUBSCRIBE_AGAIN_S: Final = (1.0, 150.0)
 """Waits before a subscription of states is made again, from the answer on: until NATS has put away what was published while it
 took the first one, and until it has forgotten what it may have read too early (two minutes)."""
 
+STATES_REMEMBERED: Final = 200_000
+"""Words of members that a session remembers, so that it tells none twice; beyond it copies are told: they do no harm."""
+
 CLOSE_TIMEOUT_S: Final = 2.0
 """For the last bytes of a clean DISCONNECT; a role has five seconds to stop."""
 

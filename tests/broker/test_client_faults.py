@@ -23,6 +23,9 @@ from tests.broker.raw_mqtt import publish
 from tests.sessions import WAIT_S, Ears, is_a
 
 UP = "hl1/acme/berlin/hub/pc-1/up/readings"
+ALL_STATES = "hl1/acme/berlin/hub/+/state"
+STATE = "hl1/acme/berlin/hub/pc-1/state"
+OTHER_STATE = "hl1/acme/berlin/connector/berlin-1/state"
 CONNACK_5 = b"\x20\x03\x00\x00\x00"
 SUBACK_REFUSED = packets.suback(b"\0\x01", [packets.NOT_SUBSCRIBED])
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -41,11 +44,24 @@ class Bench:
         self.fleet, self.endpoint = fleet, endpoint
         self._identity = fleet.identity("hub", "pc-1", "berlin")
 
-    def session(self, *, in_thread: bool, mqtt5: bool = False, keep_alive_s: int = 20) -> tuple[Session, Ears]:
+    def session(
+        self,
+        *,
+        in_thread: bool,
+        mqtt5: bool = False,
+        keep_alive_s: int = 20,
+        ask_again_s: tuple[float, ...] = limits.SUBSCRIBE_AGAIN_S,
+    ) -> tuple[Session, Ears]:
         tls = client_context(self._identity, server_name("acme", "berlin"))
         ears = Ears()
         options = SessionOptions(
-            self.endpoint, "pc-1", tls, keep_alive_s=keep_alive_s, mqtt5=mqtt5, in_thread=in_thread
+            self.endpoint,
+            "pc-1",
+            tls,
+            keep_alive_s=keep_alive_s,
+            mqtt5=mqtt5,
+            in_thread=in_thread,
+            ask_again_s=ask_again_s,
         )
         return Session(options, ears), ears
 
@@ -162,6 +178,73 @@ def test_a_subscription_goes_before_what_is_published_after_it(fleet: FleetFiles
             await ears.hear(is_a(Received))
             await session.close()
         assert came == [0x32, packets.SUBSCRIBE, 0x30, packets.UNSUBSCRIBE, 0x32]
+
+    run(story())
+
+
+async def subscription(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> list[str]:
+    """Grant a SUBSCRIBE, and return its topic filters."""
+    first, body = await packet(reader)
+    assert first == packets.SUBSCRIBE
+    packet_id, wanted = packets.parse_subscribe(body)
+    writer.write(packets.suback(packet_id, [1] * len(wanted)))
+    return list(wanted)
+
+
+@in_both_ways
+def test_states_are_asked_for_again_and_heard_once(fleet: FleetFiles, in_thread: bool) -> None:
+    """A broker may hide what is published while it takes a subscription, and give an old state for a new one."""
+    asked: list[list[str]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept(reader, writer)
+        born, missed = packets.publish(STATE, b"born", retain=True), packets.publish(OTHER_STATE, b"born", retain=True)
+        for answer in (born, packets.publish(STATE, b"ended") + born + missed, born + missed):
+            asked.append(await subscription(reader, writer))
+            writer.write(answer)
+        writer.write(packets.publish(UP, b"all answered"))
+        await reader.read()
+
+    async def story() -> None:
+        async with bench(fleet, serve) as here:
+            session, ears = here.session(in_thread=in_thread, ask_again_s=(0.01, 0.02))
+            session.open()
+            await ears.hear(is_a(Opened))
+            session.subscribe([(UP, 1), (ALL_STATES, 1)])
+            await ears.hear(lambda event: isinstance(event, Received) and event.payload == b"all answered")
+            assert [(event.topic, event.payload) for event in ears.heard if isinstance(event, Received)] == [
+                (STATE, b"born"), (STATE, b"ended"), (OTHER_STATE, b"born"), (UP, b"all answered"),
+            ]  # fmt: skip
+            await session.close()
+        assert asked == [[UP, ALL_STATES], [ALL_STATES], [ALL_STATES]]
+
+    run(story())
+
+
+@in_both_ways
+def test_a_subscription_to_states_that_was_ended_does_not_come_back(fleet: FleetFiles, in_thread: bool) -> None:
+    asked: list[list[str]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept(reader, writer)
+        asked.append(await subscription(reader, writer))
+        asked.append(await subscription(reader, writer))
+        assert (await packet(reader))[0] == packets.UNSUBSCRIBE
+        asked.append(await subscription(reader, writer))
+        writer.write(packets.publish(UP, b"all answered"))
+        await reader.read()
+
+    async def story() -> None:
+        async with bench(fleet, serve) as here:
+            session, ears = here.session(in_thread=in_thread, ask_again_s=(0.01,))
+            session.open()
+            await ears.hear(is_a(Opened))
+            session.subscribe([(ALL_STATES, 1)])
+            session.subscribe([(OTHER_STATE, 1)])
+            session.unsubscribe([ALL_STATES])
+            await ears.hear(is_a(Received))
+            await session.close()
+        assert asked == [[ALL_STATES], [OTHER_STATE], [OTHER_STATE]]
 
     run(story())
 

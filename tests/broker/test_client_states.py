@@ -17,7 +17,7 @@ def asked(*retained: tuple[str, bytes]) -> States:
     states = States()
     states.asked(1, FILTERS)
     for topic, payload in retained:
-        assert not states.is_stale(topic, payload, True)
+        assert states.heard(topic, payload, True)
     assert states.granted(1) is not None
     states.ask_again()
     return states
@@ -40,27 +40,27 @@ def test_only_states_are_asked_for_again_twice_and_then_never_more() -> None:
 def test_what_was_missed_is_heard_and_what_was_heard_is_not_heard_again() -> None:
     """Each answer holds everything that is retained."""
     states = asked((STATE, b"born"))
-    assert states.is_stale(STATE, b"born", True)
-    assert not states.is_stale(OTHER, b"born", True)
-    assert not states.is_stale(STATE, b"ended", True), "published meanwhile"
+    assert not states.heard(STATE, b"born", True)
+    assert states.heard(OTHER, b"born", True)
+    assert states.heard(STATE, b"ended", True), "published meanwhile"
 
 
 def test_a_copy_that_comes_after_a_live_word_is_older() -> None:
     """A hub that has just died would be there again, for good."""
     states = asked((STATE, b"born"))
-    assert not states.is_stale(STATE, b"ended", False)
-    assert states.is_stale(STATE, b"born", True)
-    assert not states.is_stale(STATE, b"ended", False), "whatever comes live is news"
+    assert states.heard(STATE, b"ended", False)
+    assert not states.heard(STATE, b"born", True)
+    assert states.heard(STATE, b"ended", False), "whatever comes live is news"
 
 
 def test_who_asks_anew_hears_anew_what_he_has_asked_for() -> None:
     """A bridge tells a cloud that was away all states again."""
     states = asked((STATE, b"born"))
-    states.is_stale(STATE, b"ended", False)
+    states.heard(STATE, b"ended", False)
     states.asked(2, OF_CONNECTORS)
-    assert states.is_stale(STATE, b"born", True)
+    assert not states.heard(STATE, b"born", True)
     states.asked(3, FILTERS)
-    assert not states.is_stale(STATE, b"ended", True)
+    assert states.heard(STATE, b"ended", True)
 
 
 def test_what_is_left_is_not_asked_for_again() -> None:
@@ -76,4 +76,29 @@ def test_other_messages_are_all_heard() -> None:
     """An acknowledgement is none of ours, whatever it repeats."""
     states = asked()
     for _ in range(2):
-        assert not states.is_stale("hl1/acme/berlin/hub/pc-1/down/ack", b"same", True)
+        assert states.heard("hl1/acme/berlin/hub/pc-1/down/ack", b"same", True)
+
+
+def test_who_listens_to_everything_hears_everything() -> None:
+    """He has not asked for states, so nobody asks again for him, and nothing is held back."""
+    states = States()
+    states.asked(1, [("hl1/acme/#", 0)])
+    assert states.granted(1) is None
+    assert states.heard(STATE, b"ended", False)
+    assert states.heard(STATE, b"born", True)
+
+
+def test_a_wider_subscription_makes_everything_news_again() -> None:
+    """Retained messages that match a filter come again each time that it is asked for."""
+    states = asked((STATE, b"born"))
+    states.asked(2, [("hl1/acme/#", 0)])
+    assert states.heard(STATE, b"born", True)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """Beyond it nothing is held back; whoever listens is told what he knows."""
+    states = asked()
+    for number in range(limits.STATES_REMEMBERED):
+        assert states.heard(f"hl1/acme/berlin/hub/{number}/state", b"born", True)
+    for _ in range(2):
+        assert states.heard(STATE, b"born", True)
