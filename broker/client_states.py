@@ -17,12 +17,11 @@ from config import limits
 class States:
     """The states that one session wants, and what it has heard of them, by topic. `waits_s`: see SUBSCRIBE_AGAIN_S."""
 
-    def __init__(self, waits_s: Sequence[float] = limits.SUBSCRIBE_AGAIN_S):
-        self._all_waits_s = tuple(waits_s)
+    def __init__(self, waits_s: tuple[float, ...]):
+        self._all_waits_s = waits_s
         self._waits_s: tuple[float, ...] = ()
         self._filters: dict[str, int] = {}
         self._asked: set[int] = set()
-        self._again = False
         self._live: set[str] = set()
         self._copies: dict[str, int] = {}
 
@@ -50,8 +49,7 @@ class States:
         return self._next_wait_s(self._all_waits_s)
 
     def ask_again(self) -> tuple[list[tuple[str, int]], float | None]:
-        """Return what to subscribe to once more, and in how many seconds to come back. From now on known copies may come."""
-        self._again = True
+        """Return what to subscribe to once more, and in how many seconds to come back."""
         return list(self._filters.items()), self._next_wait_s(self._waits_s)
 
     def heard(self, topic: str, payload: bytes, retain: bool) -> bool:
@@ -67,7 +65,7 @@ class States:
             self._live.add(topic)
             return True
         known, self._copies[topic] = self._copies.get(topic), hash(payload)
-        return topic not in self._live and not (self._again and known == self._copies[topic])
+        return topic not in self._live and known != self._copies[topic]
 
     def _next_wait_s(self, waits_s: tuple[float, ...]) -> float | None:
         self._waits_s = waits_s[1:]

@@ -14,7 +14,7 @@ FILTERS = [("hl1/acme/berlin/hub/+/heartbeat", 1), *OF_STATES]
 
 def asked(*retained: tuple[str, bytes]) -> States:
     """Return what has asked once, has heard this, and has just asked again."""
-    states = States()
+    states = States(limits.SUBSCRIBE_AGAIN_S)
     states.asked(1, FILTERS)
     for topic, payload in retained:
         assert states.heard(topic, payload, True)
@@ -25,7 +25,7 @@ def asked(*retained: tuple[str, bytes]) -> States:
 
 def test_only_states_are_asked_for_again_twice_and_then_never_more() -> None:
     """Heartbeats are not retained; an endless circle of subscriptions would be a load of its own."""
-    states = States()
+    states = States(limits.SUBSCRIBE_AGAIN_S)
     states.asked(1, FILTERS[:1])
     assert states.granted(1) is None
     states.asked(2, FILTERS)
@@ -81,7 +81,7 @@ def test_other_messages_are_all_heard() -> None:
 
 def test_who_listens_to_everything_hears_everything() -> None:
     """He has not asked for states, so nobody asks again for him, and nothing is held back."""
-    states = States()
+    states = States(limits.SUBSCRIBE_AGAIN_S)
     states.asked(1, [("hl1/acme/#", 0)])
     assert states.granted(1) is None
     assert states.heard(STATE, b"ended", False)
